@@ -1,0 +1,20 @@
+// Log lines of the whole program: spdlog, one line per event, timestamp and level first.
+#pragma once
+
+#include <spdlog/spdlog.h>
+
+#include <string_view>
+
+#include "base/result.h"
+
+namespace capstan {
+
+/// Sets pattern and level: debug, info, warning, error, critical (SGLang's --log-level values).
+Status init_logging(std::string_view level);
+
+}  // namespace capstan
+
+#define LOG_DEBUG(...) ::spdlog::debug(__VA_ARGS__)
+#define LOG_INFO(...) ::spdlog::info(__VA_ARGS__)
+#define LOG_WARN(...) ::spdlog::warn(__VA_ARGS__)
+#define LOG_ERROR(...) ::spdlog::error(__VA_ARGS__)

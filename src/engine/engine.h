@@ -1,0 +1,111 @@
+// Runs a model for many requests at once. One engine thread owns scheduler, cache and executor;
+// everything here is thread-safe and never blocks on a step in progress.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "engine/sampling_params.h"
+#include "model/model.h"
+#include "scheduler/scheduler.h"
+
+namespace capstan::engine {
+
+using scheduler::FinishKind;
+using scheduler::RequestId;
+
+struct TokenLogprob {
+  int32_t token = -1;
+  float logprob = 0;
+};
+
+/// One generated token with what was asked about it.
+struct OutputToken {
+  int32_t token = -1;
+  float logprob = 0;                 // valid when logprobs were asked for
+  std::vector<TokenLogprob> top;     // top_logprobs entries, descending
+  std::vector<TokenLogprob> chosen;  // for token_ids_logprob
+};
+
+/// What a request's sink receives; several tokens may come in one.
+struct OutputEvent {
+  std::vector<OutputToken> tokens;
+  bool finished = false;
+  FinishKind finish = FinishKind::kNone;
+  int32_t matched_token = -1;  // EOS or stop id that ended it
+  std::string message;         // for kAbort
+  ErrorCode abort_code = ErrorCode::kAborted;
+  int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;  // at first admission
+  int32_t retractions = 0;
+  std::vector<OutputToken> prompt_logprobs;  // with the first event, if asked for
+};
+
+struct EngineRequest {
+  std::vector<int32_t> prompt;
+  SamplingParams sampling;
+  int64_t priority = 0;
+  std::string cache_salt;      // namespaces the prefix cache
+  uint64_t sibling_group = 0;  // see scheduler::RequestSpec
+  int choice_index = 0;        // c of the random stream (seed, c, step)
+  bool probe = false;          // health probe: no cache, no queue limit, no statistics
+};
+
+/// Called on the engine thread, in order, last call has finished=true. Must not block or throw.
+using OutputSink = std::function<void(OutputEvent&&)>;
+
+struct EngineConfig {
+  scheduler::SchedulerConfig scheduler;
+  DType kv_dtype = DType::kF16;
+  uint64_t random_seed = 0;
+  int decode_log_interval = 40;   // steps between "Decode batch" lines
+  double watchdog_timeout = 300;  // seconds without a finished step while work exists; 0 = off
+  double queue_timeout = -1;      // seconds; < 0 = off
+  double run_timeout = -1;
+  bool return_original_logprob = false;  // log-probabilities before temperature
+};
+
+/// A snapshot, refreshed every step and at least once per second while anything changes.
+struct EngineStats {
+  scheduler::SchedulerStats scheduler;
+  double gen_throughput = 0;  // tokens/s over the last interval; 0 when idle
+  double cache_hit_rate = 0;  // cached / prompt tokens of the last reporting window
+  uint64_t steps = 0;
+  uint64_t prefill_compute_tokens = 0, prefill_cached_tokens = 0, decode_tokens = 0;
+  double last_step_seconds = 0;
+  double seconds_since_progress = 0;  // 0 when idle; grows when a step hangs
+  size_t weight_bytes = 0, kv_bytes = 0;
+};
+
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Model> model,
+                                                const EngineConfig& config);
+  virtual ~Engine() = default;  // stops the thread; live requests get kAbort
+
+  /// Validates and queues. Errors: kInvalidArgument/kOutOfRange with param, kResourceExhausted when
+  /// the queue is full, kUnavailable when draining. On success the sink will see exactly one
+  /// finished event.
+  virtual Result<RequestId> submit(EngineRequest request, OutputSink sink) = 0;
+  /// kStop = the caller matched a stop string; the sink gets its finished event either way.
+  virtual void cancel(RequestId id, FinishKind kind = FinishKind::kAbort,
+                      std::string message = "cancelled") = 0;
+  virtual void cancel_all(std::string message) = 0;
+
+  /// False when requests run or wait (nothing is dropped then).
+  virtual bool flush_cache() = 0;
+  /// Refuses new requests from now on; running ones go on.
+  virtual void begin_drain() = 0;
+  virtual bool idle() const = 0;
+  virtual EngineStats stats() const = 0;
+  virtual const model::ModelConfig& model_config() const = 0;
+  virtual const EngineConfig& config() const = 0;
+};
+
+}  // namespace capstan::engine

@@ -1,0 +1,65 @@
+// A checkpoint on disk, opened and validated but not copied: a Hugging Face directory or a GGUF
+// file.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "model/model.h"
+#include "platform/thread_pool.h"
+#include "text/tokenizer.h"
+
+namespace capstan::model {
+
+/// Defaults from generation_config.json (or GGUF); absent fields are not set.
+struct GenerationDefaults {
+  std::optional<double> temperature, top_p, min_p, repetition_penalty;
+  std::optional<int32_t> top_k;
+};
+
+class Checkpoint {
+ public:
+  /// `path`: a directory with config.json and *.safetensors, a directory with one .gguf, or a .gguf
+  /// file. `overrides_json` is merged over config.json (--json-model-override-args). Every tensor's
+  /// extent is checked against its file; errors name file and tensor.
+  static Result<std::unique_ptr<Checkpoint>> open(const std::string& path,
+                                                  const std::string& overrides_json = "{}");
+  virtual ~Checkpoint() = default;
+
+  virtual const std::string& path() const = 0;
+  virtual const ModelConfig& config() const = 0;
+  virtual const GenerationDefaults& generation_defaults() const = 0;
+  /// By Hugging Face name (model.layers.0.self_attn.q_proj.weight), GGUF names are mapped.
+  virtual const TensorView* find(const std::string& hf_name) const = 0;
+  virtual std::vector<std::string> tensor_names() const = 0;
+  virtual size_t total_bytes() const = 0;
+  /// Set for GGUF files only; directories carry tokenizer.json.
+  virtual const text::GgufVocabulary* gguf_vocabulary() const = 0;
+  virtual std::string general_name() const = 0;  // a human name, may be empty
+};
+
+struct LoadProgress {
+  size_t bytes_done = 0, bytes_total = 0;
+  double seconds = 0;
+};
+
+struct LoadOptions {
+  bool dummy_weights = false;  // --load-format dummy: random weights, only the config is read
+  uint64_t dummy_seed = 0;
+  std::function<void(const LoadProgress&)> progress;  // called at most every 100 ms, and at the end
+  std::function<bool()> cancelled;                    // polled; loading stops with kAborted
+};
+
+/// Packs the weights in parallel and returns a model that no longer needs the checkpoint's pages,
+/// except for the embedding table, which stays mapped (the model keeps the checkpoint alive).
+Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> checkpoint,
+                                          std::shared_ptr<kernels::Ops> ops,
+                                          platform::ThreadPool& pool, const LoadOptions& options);
+
+}  // namespace capstan::model

@@ -1,0 +1,38 @@
+// The memory behind the page pool: keys and values of all layers, page by page.
+#pragma once
+
+#include <vector>
+
+#include "kernels/ops.h"
+#include "model/config.h"
+#include "tensor/tensor.h"
+
+namespace capstan::model {
+
+/// Owns num_pages * page_size tokens of K and V for every layer. Page numbers are the ones that
+/// cache::PagePool hands out. Memory is zero-initialised lazily by the operating system.
+class KvStore {
+ public:
+  static Result<KvStore> create(const ModelConfig& config, int num_pages, int page_size,
+                                DType dtype);
+  /// Bytes one token takes over all layers.
+  static size_t bytes_per_token(const ModelConfig& config, DType dtype);
+
+  kernels::PagedKv layer(int l) const { return layers_[static_cast<size_t>(l)]; }
+  int num_pages() const { return num_pages_; }
+  int page_size() const { return page_size_; }
+  size_t bytes() const { return memory_bytes_; }
+
+ private:
+  struct Unmap {
+    size_t bytes = 0;
+    void operator()(std::byte* p) const;
+  };
+  std::unique_ptr<std::byte, Unmap> memory_;
+  size_t memory_bytes_ = 0;
+  std::vector<kernels::PagedKv> layers_;
+  int num_pages_ = 0;
+  int page_size_ = 0;
+};
+
+}  // namespace capstan::model

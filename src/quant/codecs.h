@@ -1,0 +1,24 @@
+// Decoding and encoding of stored number formats, one row at a time. The oracle for every panel
+// layout: bit-exact against the `gguf` package (GGUF blocks) and IEEE (F16, BF16).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/result.h"
+#include "tensor/dtype.h"
+
+namespace capstan::quant {
+
+float half_to_float(uint16_t h);
+uint16_t float_to_half(float f);  // round to nearest, ties to even; overflow to infinity
+float bfloat16_to_float(uint16_t b);
+uint16_t float_to_bfloat16(float f);  // round to nearest, ties to even
+
+/// Decodes `n` elements (a multiple of the block size) of any float or block dtype.
+void dequantize_row(DType dtype, const std::byte* src, float* dst, int64_t n);
+
+/// Encodes F32, F16, BF16, Q8_0, Q4_0, Q4_1 as ggml's reference does; others are kInvalidArgument.
+Status quantize_row(DType dtype, const float* src, std::byte* dst, int64_t n);
+
+}  // namespace capstan::quant
