@@ -13,6 +13,7 @@
 #include "base/result.h"
 #include "engine/sampling_params.h"
 #include "model/model.h"
+#include "platform/thread_pool.h"
 #include "scheduler/scheduler.h"
 
 namespace capstan::engine {
@@ -28,7 +29,9 @@ struct TokenLogprob {
 /// One generated token with what was asked about it.
 struct OutputToken {
   int32_t token = -1;
-  float logprob = 0;                 // valid when logprobs were asked for
+  /// Valid when logprobs were asked for. NaN in the first entry of prompt_logprobs: that token has
+  /// no predecessor whose logits were asked for (null in JSON).
+  float logprob = 0;
   std::vector<TokenLogprob> top;     // top_logprobs entries, descending
   std::vector<TokenLogprob> chosen;  // for token_ids_logprob
 };
@@ -44,7 +47,9 @@ struct OutputEvent {
   int32_t prompt_tokens = 0;
   int32_t cached_tokens = 0;  // at first admission
   int32_t retractions = 0;
-  std::vector<OutputToken> prompt_logprobs;  // with the first event, if asked for
+  double queue_seconds = 0;  // from submit() to first admission; so far, if never admitted
+  /// With the first event, if asked for: one entry per prompt position from logprob_start.
+  std::vector<OutputToken> prompt_logprobs;
 };
 
 struct EngineRequest {
@@ -69,6 +74,16 @@ struct EngineConfig {
   double queue_timeout = -1;      // seconds; < 0 = off
   double run_timeout = -1;
   bool return_original_logprob = false;  // log-probabilities before temperature
+  /// Ids from here on are never produced: rows that the embedding table has beyond the tokenizer's
+  /// vocabulary (padding). 0 = none.
+  int32_t token_limit = 0;
+  double soft_watchdog_timeout = 0;  // seconds; only logs and dumps; 0 = off
+  /// Called once on the watchdog's thread with what was running, after it was logged. Unset: the
+  /// process ends at once with exit code 70 (the step cannot be interrupted, only left).
+  std::function<void(const std::string&)> on_fatal;
+  /// Spreads sampling over the model's compute threads; may be null. Must outlive the engine and be
+  /// used by nobody else while it runs (the model uses it from the engine thread).
+  platform::ThreadPool* pool = nullptr;
 };
 
 /// A snapshot, refreshed every step and at least once per second while anything changes.
@@ -81,6 +96,8 @@ struct EngineStats {
   double last_step_seconds = 0;
   double seconds_since_progress = 0;  // 0 when idle; grows when a step hangs
   size_t weight_bytes = 0, kv_bytes = 0;
+  uint64_t finished_requests = 0;  // without probes; aborted ones included
+  uint64_t aborted_requests = 0;
 };
 
 class Engine {
@@ -91,13 +108,18 @@ class Engine {
 
   /// Validates and queues. Errors: kInvalidArgument/kOutOfRange with param, kResourceExhausted when
   /// the queue is full, kUnavailable when draining. On success the sink will see exactly one
-  /// finished event.
+  /// finished event. max_new_tokens is clipped to what context and KV pool leave after the prompt;
+  /// reaching that ends the request with kLength. With priority scheduling a full queue pushes out
+  /// the lowest priority, which then ends with kAbort and abort_code kResourceExhausted.
   virtual Result<RequestId> submit(EngineRequest request, OutputSink sink) = 0;
+  /// Takes effect within one step; unknown or finished ids are ignored.
   /// kStop = the caller matched a stop string; the sink gets its finished event either way.
   virtual void cancel(RequestId id, FinishKind kind = FinishKind::kAbort,
                       std::string message = "cancelled") = 0;
   virtual void cancel_all(std::string message) = 0;
 
+  /// While paused no step runs; requests wait, keep what they hold, and can be cancelled.
+  virtual void set_paused(bool paused) = 0;
   /// False when requests run or wait (nothing is dropped then).
   virtual bool flush_cache() = 0;
   /// Refuses new requests from now on; running ones go on.
