@@ -16,6 +16,11 @@ add_compile_options(-ffp-contract=off)
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 set(CMAKE_C_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 
+if(CAPSTAN_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -O1)
+  add_link_options(-fsanitize=address,undefined)
+endif()
+
 if(CAPSTAN_SANITIZE)
   add_compile_options(-fsanitize=${CAPSTAN_SANITIZE} -fno-omit-frame-pointer
                       -fno-sanitize-recover=all -O1)

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# run_tests.sh PRESET: the C++ tests, then the Python ones (structure, OpenAI client, chat page).
+. "$(dirname "$0")/common.sh"
+preset=$1
+say "C++ tests"
+ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)"
+say "Python tests: structure, clients, chat page"
+CAPSTAN_BINARY=$PWD/build/$preset/capstan build/venv/bin/python -m pytest -q tests/structure tests/clients tests/web
