@@ -1,0 +1,10 @@
+# The files of the chat page that go in the binary, each served under its own name.
+set(CAPSTAN_WEB_DIR ${CMAKE_CURRENT_LIST_DIR})
+file(GLOB CAPSTAN_WEB_FILES CONFIGURE_DEPENDS ${CAPSTAN_WEB_DIR}/*.html ${CAPSTAN_WEB_DIR}/*.css ${CAPSTAN_WEB_DIR}/*.js)
+foreach(library marked/lib/marked.umd.min.js dompurify/dist/purify.min.js)
+  set(path /usr/share/nodejs/${library})
+  if(NOT EXISTS ${path})
+    message(FATAL_ERROR "${path} is missing: apt-get install node-marked node-dompurify (or run: make deps)")
+  endif()
+  list(APPEND CAPSTAN_WEB_FILES ${path})
+endforeach()
