@@ -3,7 +3,7 @@
 
     python3 -m venv .venv && .venv/bin/pip install numpy==2.4.6 gguf==0.19.0
     .venv/bin/python tools/write_random_gguf.py --preset r1-distill-qwen-1.5b --type q8_0 \
-        --vocabulary SmolLM2-135M-Instruct.Q4_1.gguf /opt/models/r1-1.5b-q8_0.gguf
+        --vocabulary SmolLM2-135M-Instruct.Q4_1.gguf models/r1-1.5b-q8_0.gguf
 
 Speed depends on shapes and formats, not on what the weights say, so a file that takes seconds to
 write stands in for one that takes an hour to download. The blocks are valid and their scales sane:
