@@ -29,8 +29,9 @@ struct RequestSpec {
       0;  // non-zero: same prompt (n > 1); later ones wait for the first's prefill
   bool bypass_queue_limit = false;  // health probes
   bool no_cache = false;            // neither reads nor leaves prefixes (health probes)
-  int32_t logprob_start =
-      -1;  // >= 0: logits of prompt rows from here are wanted, not to be skipped by the cache
+  /// >= 0: log-probabilities of prompt tokens from here are wanted, so fewer than this many tokens
+  /// come from the cache (rows logprob_start - 1 and later are computed) until the prompt is done.
+  int32_t logprob_start = -1;
   double arrival = 0;
 };
 

@@ -1,10 +1,10 @@
 // Decides what each step computes. Pure: no threads, no clock, no I/O, no model.
 //
-// plan(now) -> StepPlan; the caller runs it; commit(results, now) applies it. Between the two, only
-// add() and cancel() may be called; a request cancelled in flight leaves at commit. Pages are owned
-// as follows: the radix tree owns pages of cached prefixes; a running request owns the pages behind
-// its cached prefix; commit and finish move ownership from request to tree. Nothing else holds
-// pages.
+// plan(now) -> StepPlan; the caller runs it; commit(results, now) applies it, or abandon() if it
+// was not run. Between the two, only add() and cancel() may be called; a request cancelled in
+// flight leaves at commit. Pages are owned as follows: the radix tree owns pages of cached
+// prefixes; a running request owns the pages behind its cached prefix; commit and finish move
+// ownership from request to tree. Nothing else holds pages; a waiting request holds none.
 #pragma once
 
 #include <cstdint>
@@ -12,33 +12,62 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/result.h"
+#include "cache/eviction_policy.h"
 #include "scheduler/request.h"
 
 namespace capstan::scheduler {
 
-enum class Policy : uint8_t { kLpm, kFcfs, kRandom, kDfsWeight, kLof };
+/// Order in which waiting requests are admitted. All but kFcfs let the oldest request go first once
+/// it was passed over for `starvation_plans` plans. kLpm and kDfsWeight look at the 128 oldest
+/// waiting requests only: matching prefixes costs time in the length of every prompt looked at.
+enum class Policy : uint8_t {
+  kLpm,        // longest cached prefix first
+  kFcfs,       // first come, first served
+  kRandom,     // uniformly among the next 256 arrivals, from random_seed
+  kDfsWeight,  // depth-first over the prefix tree, branches wanted by most requests first
+  kLof,        // longest output (max_new_tokens) first
+};
+
+/// "lpm", "fcfs", "random", "dfs-weight", "lof"; kInvalidArgument otherwise.
+Result<Policy> parse_policy(std::string_view name);
 
 struct SchedulerConfig {
   Policy policy = Policy::kFcfs;
   int page_size = 16;
   int num_pages = 0;  // capacity; page 0 is usable
   int max_running_requests = 256;
-  int max_queued_requests = -1;     // -1: unbounded
-  int chunked_prefill_size = 2048;  // prefill tokens per step; -1: whole prompts
+  int max_queued_requests = -1;  // -1: unbounded
+  /// Prefill tokens per step, a multiple of page_size; -1: prompts are not cut.
+  int chunked_prefill_size = 2048;
+  /// Bound of the prefill tokens of one step; at least context_length is allowed.
   int max_prefill_tokens = 16384;
-  int context_length = 0;
+  /// Prefill tokens of a step that also decodes, so that a long prompt does not stall streams:
+  /// > 0: this many; -1: as chunked_prefill_size; 0: measured, such that the step lasts about
+  /// mixed_step_ratio times a step that only decodes (see step_budget.h).
+  int mixed_prefill_tokens = 0;
+  double mixed_step_ratio = 2.0;  // > 1; a p99 inter-token latency of twice the median
+  int context_length = 0;         // prompt + output; 0: bounded by the pool only
+  cache::EvictionPolicy eviction_policy = cache::EvictionPolicy::kLru;
   bool disable_radix_cache = false;
   bool enable_priority = false;
   bool low_priority_values_first = false;
+  /// A running request gives way to a waiting one whose priority is higher by more than this.
   int64_t priority_preemption_threshold = 10;
   bool disable_priority_preemption = false;
   bool retract_by_priority = false;  // default: by length (fewest outputs, longest input go first)
+  /// >= 0. Admission assumes that requests use 0.7 * conservativeness of their max_new_tokens at
+  /// first; see step_budget.h for how the share moves.
   double conservativeness = 1.0;
-  int clip_max_new_tokens = 4096;
-  double priority_ageing_per_second = 0.0;
+  int clip_max_new_tokens = 4096;           // no request is assumed to write more than this
+  double priority_ageing_per_second = 0.0;  // added to a waiting request's priority
+  int starvation_plans = 512;               // see Policy
+  /// A waiting request is held back while a running one computes at least this many tokens of
+  /// prefix that it could then take from the cache; at most twice per request. -1: never.
+  int in_batch_sharing_tokens = 32;
   uint64_t random_seed = 0;
 };
 
@@ -81,12 +110,14 @@ struct SampledToken {
 struct SchedulerStats {
   int running = 0;
   int waiting = 0;
-  int64_t used_tokens = 0;       // held by requests (pages * page_size)
+  int64_t used_tokens = 0;       // needed by requests, shared prefixes once (pages * page_size)
   int64_t evictable_tokens = 0;  // cached and unpinned
   int64_t free_tokens = 0;
   int64_t total_tokens = 0;
   uint64_t retractions = 0, evicted_tokens = 0, aborted = 0, finished = 0;
-  uint64_t prompt_tokens = 0, cached_prompt_tokens = 0;
+  uint64_t prompt_tokens = 0, cached_prompt_tokens = 0;  // at first admission, without no_cache
+  double new_token_ratio = 0;    // share of max_new_tokens that admission assumes
+  int mixed_prefill_tokens = 0;  // prefill tokens that a step with decodes may have now
 };
 
 class Scheduler {
@@ -95,8 +126,10 @@ class Scheduler {
   virtual ~Scheduler() = default;
 
   /// Queues a request. kResourceExhausted "The request queue is full." when the queue is;
-  /// kOutOfRange when prompt and output can never fit the pool. With priorities, a full queue may
-  /// push out a waiting request of lower priority, which the next plan reports in `finished`.
+  /// kOutOfRange when prompt and output can never fit the pool, or the prompt not the context
+  /// (output beyond the context is cut: the request ends with kLength there). With priorities, a
+  /// full queue may push out a waiting request of lower priority that never ran, which the next
+  /// plan reports in `finished`.
   virtual Status add(RequestSpec spec) = 0;
 
   /// Ends a request wherever it is; kAbort unless the caller says it stopped properly (stop
@@ -111,9 +144,15 @@ class Scheduler {
   virtual std::vector<Finished> commit(const StepPlan& plan, std::span<const SampledToken> sampled,
                                        double now) = 0;
 
+  /// Instead of commit, when the step failed: nothing it would have computed counts or is cached,
+  /// its requests stay and are planned again. Returns the requests cancelled meanwhile.
+  virtual std::vector<Finished> abandon(const StepPlan& plan) = 0;
+
+  /// Most tokens of prompt + output that add() accepts.
+  virtual int64_t max_request_tokens() const = 0;
   /// Drops all cached prefixes. Refused (false) while requests run or wait.
   virtual bool flush_cache() = 0;
-  virtual bool idle() const = 0;  // nothing runs or waits
+  virtual bool idle() const = 0;  // nothing runs, waits or is still to be reported by plan()
   virtual SchedulerStats stats() const = 0;
   /// Number of times the request was retracted so far; 0 for unknown ids.
   virtual int retractions(RequestId id) const = 0;
