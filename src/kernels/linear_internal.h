@@ -1,0 +1,119 @@
+// What the instruction sets implement for linear(), and the packed weight they share.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/linear.h"
+#include "quant/panel.h"
+#include "tensor/tensor.h"
+
+namespace capstan::kernels {
+
+inline constexpr int kPanelColumns = quant::kPanelColumns;
+/// Rows of x that one micro-kernel computes together. Rows of a chunk are cut in tiles of this
+/// height and one lower tile for the rest.
+inline constexpr int kTileRows = 4;
+
+/// A run of outputs with one structure. One group of it is computed, and stored, as a whole:
+/// `panels` panels lie behind each other in memory (2: gate and up of a swiglu pair).
+struct Segment {
+  std::array<DType, 2> dtypes;
+  int panels = 1;
+  int64_t n = 0;       // outputs of each panel's part
+  int64_t groups = 0;  // ceil(n / 16)
+  int64_t column = 0;  // first output column of part 0
+  std::array<size_t, 2> panel_bytes = {};
+  std::byte* data = nullptr;
+  /// Biases of part p at p*groups*16, zero where a part has none; empty if no part has one.
+  std::vector<float> bias;
+
+  size_t group_bytes() const { return panel_bytes[0] + panel_bytes[1]; }
+};
+
+class PanelWeight : public LinearWeight {
+ public:
+  int64_t n() const override { return n_; }
+  int64_t k() const override { return k_; }
+  size_t bytes() const override { return bytes_; }
+
+  int64_t n_ = 0;
+  int64_t k_ = 0;
+  size_t bytes_ = 0;
+  Isa isa = Isa::kAvx2;
+  bool swiglu_pair = false;
+  bool quantise_activations = true;
+  unsigned x_forms = 0;  // of all dtypes
+  int64_t groups = 0;
+  std::vector<Segment> segments;
+  quant::PanelBuffer buffer;
+};
+
+/// Forms of the activations that panel kernels read, one bit each.
+///
+/// kXInt8: per row and block of 32 elements one record of kInt8Record bytes:
+///   int8 q[32]; float scale; float sum (scale * sum of q); then pairs of int16, the start value of
+///   the 16-bit accumulators that takes the weights' offset into account. The low half is the
+///   sum of q at element positions 0,1 of each dword, the high half that at 2,3, over the block,
+///   times -8 (at kInit8) and -16 (kInit16); over elements 0..15 and 16..31 times -32 (kInit32).
+/// kXInt16: records of kInt16Record bytes: int16 q[32], each four in order 0,2,1,3; float scale.
+/// Records of the rows of a tile are interleaved: block 0 of each row, block 1 of each row, ...
+enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXInt16 = 4 };
+inline constexpr int kInt8Record = 64;
+inline constexpr int kInt8Scale = 32;
+inline constexpr int kInt8Sum = 36;
+inline constexpr int kInit8 = 40;
+inline constexpr int kInit16 = 44;
+inline constexpr int kInit32 = 48;  // and 52
+inline constexpr int kInt16Record = 72;
+inline constexpr int kInt16Scale = 64;
+
+/// Activations of one chunk of rows, in the forms asked for.
+struct XChunk {
+  const float* f32 = nullptr;
+  int64_t stride = 0;
+  const std::byte* int8 = nullptr;
+  const std::byte* int16 = nullptr;
+};
+
+/// Computes acc[rows][16] = panel * x for all rows of the chunk; k ascending.
+using PanelKernel = void (*)(const std::byte* panel, int64_t k, const XChunk& x, int rows,
+                             float* acc);
+/// Rounds one tile of `rows` <= kTileRows rows of x to records at `out`.
+using QuantiseTile = void (*)(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
+/// y[rows][columns] (op)= acc[rows][16] + bias[16] (bias may be null).
+using StorePanel = void (*)(const float* acc, const float* bias, int rows, int columns, bool add,
+                            float* y, int64_t stride);
+/// y[rows][columns] = silu(gate + gate_bias) * (up + up_bias); both biases or neither.
+using StoreSwiGlu = void (*)(const float* gate, const float* up, const float* gate_bias,
+                             const float* up_bias, int rows, int columns, float* y,
+                             int64_t stride);
+
+struct LinearKernels {
+  PanelKernel (*panel)(DType dtype, bool quantise_activations);
+  QuantiseTile quantise_int8;
+  QuantiseTile quantise_int16;
+  StorePanel store;
+  StoreSwiGlu store_swiglu;
+};
+
+/// Which form of x the kernel of `dtype` reads.
+XForm x_form(DType dtype, bool quantise_activations);
+
+const LinearKernels& avx2_linear_kernels();
+
+/// The oracle: rows as in the file, dequantised one at a time, summed in double.
+Result<std::unique_ptr<LinearWeight>> pack_linear_ref(const LinearSpec& spec);
+void run_linear_ref(const LinearArgs& args, platform::ThreadPool& pool);
+
+/// Shape checks common to all instruction sets.
+Status check_linear_spec(const LinearSpec& spec);
+/// Bias of `part` widened to float.
+std::vector<float> bias_values(const TensorView& bias);
+
+void run_linear_panels(const LinearKernels& kernels, const LinearArgs& args,
+                       platform::ThreadPool& pool);
+
+}  // namespace capstan::kernels

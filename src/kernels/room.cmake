@@ -1,0 +1,8 @@
+# Each instruction set has its own folder and its own flags; nothing else is built with them, so the
+# program starts on any x86-64 and chooses at run time.
+file(GLOB CAPSTAN_AVX2_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/avx2/*.cpp)
+set_source_files_properties(${CAPSTAN_AVX2_SOURCES} PROPERTIES COMPILE_OPTIONS
+  "-O3;-mavx2;-mfma;-mf16c;-mtune=znver3")
+file(GLOB CAPSTAN_AVX512_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/avx512/*.cpp)
+set_source_files_properties(${CAPSTAN_AVX512_SOURCES} PROPERTIES COMPILE_OPTIONS
+  "-O3;-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni")
