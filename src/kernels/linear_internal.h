@@ -88,8 +88,7 @@ using StorePanel = void (*)(const float* acc, const float* bias, int rows, int c
                             float* y, int64_t stride);
 /// y[rows][columns] = silu(gate + gate_bias) * (up + up_bias); both biases or neither.
 using StoreSwiGlu = void (*)(const float* gate, const float* up, const float* gate_bias,
-                             const float* up_bias, int rows, int columns, float* y,
-                             int64_t stride);
+                             const float* up_bias, int rows, int columns, float* y, int64_t stride);
 
 struct LinearKernels {
   PanelKernel (*panel)(DType dtype, bool quantise_activations);

@@ -20,8 +20,8 @@ std::string shape_text(const TensorView& t) {
 }
 
 std::string label(const TensorView& t) {
-  return "tensor '" + t.name + "' (" + std::string(dtype_info(t.dtype).name) + " " +
-         shape_text(t) + ")";
+  return "tensor '" + t.name + "' (" + std::string(dtype_info(t.dtype).name) + " " + shape_text(t) +
+         ")";
 }
 
 Status check_part(const TensorView& part, int64_t k) {
@@ -117,10 +117,9 @@ Status check_linear_spec(const LinearSpec& spec) {
   if (spec.swiglu_pair &&
       (spec.parts.size() != 2 || spec.parts[0].shape[0] != spec.parts[1].shape[0])) {
     return data_loss("a gate/up pair needs two matrices of one shape; " + label(spec.parts[0]) +
-                     (spec.parts.size() == 2 ? " and " + label(spec.parts[1]) + " differ"
-                                             : " stands with " +
-                                                   std::to_string(spec.parts.size() - 1) +
-                                                   " others"));
+                     (spec.parts.size() == 2
+                          ? " and " + label(spec.parts[1]) + " differ"
+                          : " stands with " + std::to_string(spec.parts.size() - 1) + " others"));
   }
   return {};
 }

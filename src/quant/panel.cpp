@@ -12,9 +12,9 @@ constexpr int kSuper = 256;       // elements per K-quant super-block
 constexpr size_t kNibbles = 256;  // bytes of the 4-bit part of a panel block
 
 struct Layout {
-  int group;           // elements per header
-  size_t header;       // bytes before the group's blocks
-  size_t block;        // bytes per 32 elements
+  int group;      // elements per header
+  size_t header;  // bytes before the group's blocks
+  size_t block;   // bytes per 32 elements
 };
 
 constexpr Layout layout_of(DType dtype) {

@@ -36,7 +36,8 @@ inline float round_block(const float* x, float limit, __m256i q[4]) {
 
 inline void put_float(std::byte* p, float f) { __builtin_memcpy(p, &f, 4); }
 inline void put_pair(std::byte* p, __m128i pair, int factor) {
-  const int v = _mm_cvtsi128_si32(_mm_mullo_epi16(pair, _mm_set1_epi16(static_cast<short>(factor))));
+  const int v =
+      _mm_cvtsi128_si32(_mm_mullo_epi16(pair, _mm_set1_epi16(static_cast<short>(factor))));
   __builtin_memcpy(p, &v, 4);
 }
 
@@ -76,8 +77,7 @@ inline void int16_record(const float* x, std::byte* out) {
   for (int i = 0; i < 2; ++i) {
     __m256i words = _mm256_packs_epi32(q[2 * i], q[2 * i + 1]);
     words = _mm256_permute4x64_epi64(words, 0xd8);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * i),
-                        _mm256_shuffle_epi8(words, swap));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * i), _mm256_shuffle_epi8(words, swap));
   }
   put_float(out + kInt16Scale, scale);
 }

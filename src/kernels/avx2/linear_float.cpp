@@ -79,8 +79,8 @@ void float_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int row
 inline void put_floats(__m256i q, int offset, __m256 scale, __m256 scale2, bool min, int v,
                        float* out) {
   for (int j = 0; j < 4; ++j) {
-    const __m256i one = _mm256_and_si256(_mm256_srl_epi32(q, _mm_cvtsi32_si128(8 * j)),
-                                         _mm256_set1_epi32(255));
+    const __m256i one =
+        _mm256_and_si256(_mm256_srl_epi32(q, _mm_cvtsi32_si128(8 * j)), _mm256_set1_epi32(255));
     const __m256 f = _mm256_cvtepi32_ps(_mm256_add_epi32(one, _mm256_set1_epi32(offset)));
     const __m256 value = min ? _mm256_fmadd_ps(f, scale, scale2) : _mm256_mul_ps(f, scale);
     _mm256_store_ps(out + j * kPanelColumns + v * 8, value);
@@ -90,8 +90,10 @@ inline void put_floats(__m256i q, int offset, __m256 scale, __m256 scale2, bool 
 template <class F>
 void widen_group(const std::byte* header, float* out) {
   const auto scales = F::scales(header);
-  constexpr int kOffset = F::kInit == kInit8 ? -8 : F::kInit == kInit16 ? -16
-                          : F::kInit == kInit32 ? -32 : 0;
+  constexpr int kOffset = F::kInit == kInit8    ? -8
+                          : F::kInit == kInit16 ? -16
+                          : F::kInit == kInit32 ? -32
+                                                : 0;
   const std::byte* block = header + F::kHeader;
   for (int j = 0; j < F::kGroup; ++j, block += F::kBlock) {
     for (int h = 0; h < 2; ++h) {
@@ -137,8 +139,8 @@ void widened_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int r
     const int64_t n = k - i < kPiece ? k - i : kPiece;
     for (int64_t g = 0; g < n / kElems; ++g, panel += kGroupBytes)
       widen_group<F>(panel, piece + g * kElems * kPanelColumns);
-    float_piece<F32Panel>(reinterpret_cast<const std::byte*>(piece), n, chunk.f32 + i,
-                          chunk.stride, rows, i == 0, acc);
+    float_piece<F32Panel>(reinterpret_cast<const std::byte*>(piece), n, chunk.f32 + i, chunk.stride,
+                          rows, i == 0, acc);
   }
 }
 

@@ -36,8 +36,7 @@ struct SimpleFormat {
       if constexpr (kHasMin) {
         s.scale2[0][v] = load_half8(header + 32 + 16 * v);
         if constexpr (kHighBits == 1) {
-          s.scale2[0][v] =
-              _mm256_fmadd_ps(_mm256_set1_ps(16.0f), s.scale[0][v], s.scale2[0][v]);
+          s.scale2[0][v] = _mm256_fmadd_ps(_mm256_set1_ps(16.0f), s.scale[0][v], s.scale2[0][v]);
         }
       }
     }

@@ -47,7 +47,8 @@ inline void block_sums(const std::byte* header, int j, const std::byte* block, c
     for (int h = 0; h < 2; ++h) {
       __m256i part[R][2];
       for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < 2; ++v) part[r][v] = broadcast32(x + r * kInt8Record + F::kInit + 4 * h);
+        for (int v = 0; v < 2; ++v)
+          part[r][v] = broadcast32(x + r * kInt8Record + F::kInit + 4 * h);
       }
 #pragma GCC unroll 4
       for (int t = 0; t < 4; ++t) {

@@ -28,8 +28,8 @@ inline __m256 exp8(__m256 x) {
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
   p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-  const __m256i e = _mm256_slli_epi32(
-      _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i e =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(e));
 }
 
@@ -90,8 +90,8 @@ PanelKernel panel_kernel(DType dtype, bool quantise_activations) {
 }  // namespace
 
 const LinearKernels& avx2_linear_kernels() {
-  static constexpr LinearKernels kernels = {panel_kernel, avx2::quantise_int8,
-                                            avx2::quantise_int16, avx2::store, avx2::store_swiglu};
+  static constexpr LinearKernels kernels = {panel_kernel, avx2::quantise_int8, avx2::quantise_int16,
+                                            avx2::store, avx2::store_swiglu};
   return kernels;
 }
 
