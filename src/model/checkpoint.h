@@ -26,8 +26,10 @@ struct GenerationDefaults {
 class Checkpoint {
  public:
   /// `path`: a directory with config.json and *.safetensors, a directory with one .gguf, or a .gguf
-  /// file. `overrides_json` is merged over config.json (--json-model-override-args). Every tensor's
-  /// extent is checked against its file; errors name file and tensor.
+  /// file. `overrides_json` is merged over config.json (--json-model-override-args), key by key at
+  /// the top level; for GGUF, over the config.json that its metadata amounts to. Every tensor's
+  /// extent is checked against its file; errors name file and tensor. A directory with config.json
+  /// alone opens without tensors, which serves dummy weights only.
   static Result<std::unique_ptr<Checkpoint>> open(const std::string& path,
                                                   const std::string& overrides_json = "{}");
   virtual ~Checkpoint() = default;
@@ -42,6 +44,8 @@ class Checkpoint {
   /// Set for GGUF files only; directories carry tokenizer.json.
   virtual const text::GgufVocabulary* gguf_vocabulary() const = 0;
   virtual std::string general_name() const = 0;  // a human name, may be empty
+  /// Gives the tensor's mapped pages back to the system; they are read again when touched.
+  virtual void drop_pages(const TensorView& tensor) const = 0;
 };
 
 struct LoadProgress {

@@ -1,0 +1,92 @@
+#include "model/kv_store.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace capstan::model {
+namespace {
+
+// Layers start on huge pages, so that a layer's first pages share one with nothing else.
+constexpr size_t kLayerAlignment = size_t{2} << 20;
+
+bool is_cache_dtype(DType t) {
+  return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16;
+}
+
+}  // namespace
+
+void KvStore::Unmap::operator()(std::byte* p) const { ::munmap(p, bytes); }
+
+size_t KvStore::bytes_per_token(const ModelConfig& config, DType dtype) {
+  return 2 * static_cast<size_t>(config.num_layers) * static_cast<size_t>(config.num_kv_heads) *
+         dtype_bytes(dtype, config.head_dim);
+}
+
+/// Layout: [layer][page][K, V][kv_head][offset][head_dim]. One page of one layer is contiguous,
+/// and within it one head's keys are, which is what attention reads in one go.
+Result<KvStore> KvStore::create(const ModelConfig& config, int num_pages, int page_size,
+                                DType dtype) {
+  if (!is_cache_dtype(dtype)) {
+    return invalid_argument("KV cache dtype " + std::string(dtype_info(dtype).name) +
+                            " is not supported; use F32, F16 or BF16");
+  }
+  if (num_pages <= 0 || page_size <= 0) {
+    return invalid_argument("KV cache of " + std::to_string(num_pages) + " pages of " +
+                            std::to_string(page_size) + " tokens: both must be above 0");
+  }
+  const auto overflow = [&] {
+    return invalid_argument("KV cache of " + std::to_string(num_pages) + " pages of " +
+                            std::to_string(page_size) + " tokens is larger than an address space");
+  };
+  int64_t head = 0, half = 0, page = 0, layer = 0, total = 0;
+  const auto row = static_cast<int64_t>(dtype_bytes(dtype, config.head_dim));
+  if (__builtin_mul_overflow(row, int64_t{page_size}, &head) ||
+      __builtin_mul_overflow(head, int64_t{config.num_kv_heads}, &half) ||
+      __builtin_mul_overflow(half, int64_t{2}, &page) ||
+      __builtin_mul_overflow(page, int64_t{num_pages}, &layer) ||
+      __builtin_add_overflow(layer, static_cast<int64_t>(kLayerAlignment - 1), &layer)) {
+    return overflow();
+  }
+  layer = layer / static_cast<int64_t>(kLayerAlignment) * static_cast<int64_t>(kLayerAlignment);
+  if (__builtin_mul_overflow(layer, int64_t{config.num_layers}, &total) ||
+      __builtin_add_overflow(total, static_cast<int64_t>(kLayerAlignment), &total)) {
+    return overflow();
+  }
+
+  const auto bytes = static_cast<size_t>(total);
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    return resource_exhausted("cannot reserve " + std::to_string(bytes) + " bytes of KV cache (" +
+                              std::to_string(num_pages) + " pages of " +
+                              std::to_string(page_size) + " tokens): " + std::strerror(errno) +
+                              "; lower --max-total-tokens or --mem-fraction-static");
+  }
+  // Attention walks whole pages; without huge pages each 4 KiB costs a TLB entry. Refusal is fine.
+  ::madvise(memory, bytes, MADV_HUGEPAGE);
+
+  KvStore store;
+  store.memory_ = {static_cast<std::byte*>(memory), Unmap{bytes}};
+  store.memory_bytes_ = bytes;
+  store.num_pages_ = num_pages;
+  store.page_size_ = page_size;
+  const auto address = reinterpret_cast<uintptr_t>(memory);
+  const size_t shift = (kLayerAlignment - address % kLayerAlignment) % kLayerAlignment;
+  for (int l = 0; l < config.num_layers; ++l) {
+    kernels::PagedKv kv;
+    kv.base = store.memory_.get() + shift + static_cast<size_t>(layer) * static_cast<size_t>(l);
+    kv.dtype = dtype;
+    kv.page_size = page_size;
+    kv.kv_heads = config.num_kv_heads;
+    kv.head_dim = config.head_dim;
+    kv.page_stride = page;
+    kv.head_stride = head;
+    kv.value_offset = half;
+    store.layers_.push_back(kv);
+  }
+  return store;
+}
+
+}  // namespace capstan::model
