@@ -68,7 +68,8 @@ Result<std::vector<fs::path>> files_with_extension(const fs::path& directory,
       found.push_back(it->path());
     }
   }
-  if (ec) return invalid_argument("cannot list directory " + directory.string() + ": " + ec.message());
+  if (ec)
+    return invalid_argument("cannot list directory " + directory.string() + ": " + ec.message());
   std::sort(found.begin(), found.end());
   return found;
 }
@@ -101,7 +102,8 @@ Result<std::set<std::string>> FileCheckpoint::weight_files(json::object& weight_
     }
     return files;
   }
-  if (fs::exists(directory / "model.safetensors", ec)) return std::set<std::string>{"model.safetensors"};
+  if (fs::exists(directory / "model.safetensors", ec))
+    return std::set<std::string>{"model.safetensors"};
   CAPSTAN_ASSIGN(const std::vector<fs::path> all, files_with_extension(directory, ".safetensors"));
   for (const fs::path& file : all) files.insert(file.filename().string());
   return files;
@@ -149,8 +151,8 @@ Status FileCheckpoint::open_directory(const std::string& overrides) {
   std::error_code ec;
   if (fs::exists(generation_path, ec)) {
     CAPSTAN_ASSIGN(const json::object generation, read_json(generation_path));
-    CAPSTAN_ASSIGN(defaults_, generation_defaults_from_json(generation, generation_path.string(),
-                                                            config_));
+    CAPSTAN_ASSIGN(defaults_,
+                   generation_defaults_from_json(generation, generation_path.string(), config_));
   }
   CAPSTAN_RETURN_IF_ERROR(open_weights());
   config_.weight_dtype = table_.bulk_dtype(config_.weight_dtype);

@@ -14,8 +14,8 @@ namespace {
 namespace json = boost::json;
 
 // Sizes above these are damage, not models; they keep every product of two of them inside int64.
-constexpr int64_t kMaxWidth = int64_t{1} << 24;   // hidden, intermediate; the largest known: 53248
-constexpr int64_t kMaxVocab = int64_t{1} << 28;   // token ids are int32
+constexpr int64_t kMaxWidth = int64_t{1} << 24;  // hidden, intermediate; the largest known: 53248
+constexpr int64_t kMaxVocab = int64_t{1} << 28;  // token ids are int32
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxHeads = 65536;
 constexpr int64_t kMaxHeadDim = 65536;
@@ -130,8 +130,9 @@ Result<ArchitectureInfo> read_architecture(const Fields& f) {
   }
   CAPSTAN_ASSIGN(const std::optional<std::string> type, f.string("model_type"));
   if (!type) {
-    return invalid_argument(f.source() + ": neither architectures nor model_type is present; "
-                                         "supported architectures are " +
+    return invalid_argument(f.source() +
+                            ": neither architectures nor model_type is present; "
+                            "supported architectures are " +
                             supported_architectures());
   }
   for (const ArchitectureInfo& a : kArchitectures) {
@@ -336,8 +337,7 @@ Status validate(const GenerationDefaults& d, const std::string& source) {
     return invalid_argument(source + ": " + key + " is " + std::to_string(*v) + "; it must be " +
                             range);
   };
-  CAPSTAN_RETURN_IF_ERROR(
-      check("temperature", d.temperature, d.temperature >= 0.0, "0 or above"));
+  CAPSTAN_RETURN_IF_ERROR(check("temperature", d.temperature, d.temperature >= 0.0, "0 or above"));
   CAPSTAN_RETURN_IF_ERROR(check("top_p", d.top_p, d.top_p > 0.0 && d.top_p <= 1.0, "in (0, 1]"));
   CAPSTAN_RETURN_IF_ERROR(check("min_p", d.min_p, d.min_p >= 0.0 && d.min_p <= 1.0, "in [0, 1]"));
   return check("repetition_penalty", d.repetition_penalty,

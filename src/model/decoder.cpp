@@ -87,9 +87,8 @@ Status Decoder::check(const ForwardBatch& b, const KvStore& kv, const MatrixView
     }
     last = row;
   }
-  if (!b.logit_rows.empty() &&
-      (logits.rows != static_cast<int64_t>(b.logit_rows.size()) ||
-       logits.cols != config_.vocab_size || logits.stride < logits.cols)) {
+  if (!b.logit_rows.empty() && (logits.rows != static_cast<int64_t>(b.logit_rows.size()) ||
+                                logits.cols != config_.vocab_size || logits.stride < logits.cols)) {
     return fail("logits matrix is " + std::to_string(logits.rows) + " x " +
                 std::to_string(logits.cols));
   }
@@ -161,12 +160,9 @@ void Decoder::finish_layer(const LayerWeights& layer, int64_t rows) {
                   .weight = layer.post_attention_norm.data(),
                   .eps = static_cast<float>(config_.rms_norm_eps),
                   .y = normed});
-  ops_->linear({.x = normed,
-                .weight = layer.gate_up.get(),
-                .y = hidden,
-                .epilogue = Epilogue::kSwiGlu});
   ops_->linear(
-      {.x = hidden, .weight = layer.down.get(), .y = x, .epilogue = Epilogue::kAdd});
+      {.x = normed, .weight = layer.gate_up.get(), .y = hidden, .epilogue = Epilogue::kSwiGlu});
+  ops_->linear({.x = hidden, .weight = layer.down.get(), .y = x, .epilogue = Epilogue::kAdd});
 }
 
 void Decoder::run_layers(const ForwardBatch& batch, const KvStore& kv) {

@@ -11,8 +11,8 @@
 namespace capstan::model {
 
 struct LayerWeights {
-  std::vector<float> input_norm, post_attention_norm;         // [hidden]
-  std::vector<float> q_norm, k_norm;                          // [head_dim], empty but for Qwen3
+  std::vector<float> input_norm, post_attention_norm;  // [hidden]
+  std::vector<float> q_norm, k_norm;                   // [head_dim], empty but for Qwen3
   std::unique_ptr<kernels::LinearWeight> qkv, o, gate_up, down;
 };
 

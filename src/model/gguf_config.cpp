@@ -213,7 +213,8 @@ Result<GenerationDefaults> gguf_generation_defaults(const GgufFile& gguf, const 
   CAPSTAN_ASSIGN(d.repetition_penalty, gguf.number("general.sampling.penalty_repeat"));
   CAPSTAN_ASSIGN(const std::optional<int64_t> top_k, gguf.integer("general.sampling.top_k"));
   // ggml writes 0 or less for "all".
-  if (top_k) d.top_k = *top_k <= 0 ? -1 : static_cast<int32_t>(std::min<int64_t>(*top_k, INT32_MAX));
+  if (top_k)
+    d.top_k = *top_k <= 0 ? -1 : static_cast<int32_t>(std::min<int64_t>(*top_k, INT32_MAX));
   CAPSTAN_RETURN_IF_ERROR(validate(d, file + ": general.sampling"));
   return d;
 }
@@ -223,7 +224,8 @@ Result<text::GgufVocabulary> gguf_vocabulary(const GgufFile& gguf, const std::st
   CAPSTAN_ASSIGN(const std::optional<std::string_view> model, gguf.string("tokenizer.ggml.model"));
   if (!model) return v;
   CAPSTAN_ASSIGN(const std::optional<std::string_view> pre, gguf.string("tokenizer.ggml.pre"));
-  CAPSTAN_ASSIGN(const std::optional<std::string_view> chat, gguf.string("tokenizer.chat_template"));
+  CAPSTAN_ASSIGN(const std::optional<std::string_view> chat,
+                 gguf.string("tokenizer.chat_template"));
   v.model = std::string(*model);
   v.pre = std::string(pre.value_or(""));
   v.chat_template = std::string(chat.value_or(""));
@@ -282,16 +284,11 @@ std::string hf_tensor_name(std::string_view name) {
   const std::string_view part = name.substr(dot + 1, last - dot - 1);
   const std::string_view suffix = name.substr(last);  // .weight or .bias
   constexpr std::pair<std::string_view, std::string_view> kParts[] = {
-      {"attn_norm", "input_layernorm"},
-      {"attn_q", "self_attn.q_proj"},
-      {"attn_k", "self_attn.k_proj"},
-      {"attn_v", "self_attn.v_proj"},
-      {"attn_output", "self_attn.o_proj"},
-      {"attn_q_norm", "self_attn.q_norm"},
-      {"attn_k_norm", "self_attn.k_norm"},
-      {"ffn_norm", "post_attention_layernorm"},
-      {"ffn_gate", "mlp.gate_proj"},
-      {"ffn_up", "mlp.up_proj"},
+      {"attn_norm", "input_layernorm"},    {"attn_q", "self_attn.q_proj"},
+      {"attn_k", "self_attn.k_proj"},      {"attn_v", "self_attn.v_proj"},
+      {"attn_output", "self_attn.o_proj"}, {"attn_q_norm", "self_attn.q_norm"},
+      {"attn_k_norm", "self_attn.k_norm"}, {"ffn_norm", "post_attention_layernorm"},
+      {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},
       {"ffn_down", "mlp.down_proj"},
   };
   for (const auto& [from, to] : kParts) {

@@ -9,7 +9,7 @@
 namespace capstan::model {
 namespace {
 
-constexpr uint32_t kMaxDims = 4;        // GGML_MAX_DIMS
+constexpr uint32_t kMaxDims = 4;  // GGML_MAX_DIMS
 constexpr uint64_t kDefaultAlignment = 32;
 
 /// Bytes of one number of this type; 0 for strings, arrays and unknown types.
@@ -113,11 +113,11 @@ std::optional<GgmlType> ggml_type(uint32_t id) {
       break;
   }
   constexpr std::pair<uint32_t, std::string_view> kUnsupported[] = {
-      {4, "Q4_2"},     {5, "Q4_3"},     {9, "Q8_1"},    {10, "Q2_K"},   {11, "Q3_K"},
-      {15, "Q8_K"},    {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
-      {20, "IQ4_NL"},  {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"}, {24, "I8"},
-      {25, "I16"},     {28, "F64"},     {29, "IQ1_M"},  {34, "TQ1_0"},  {35, "TQ2_0"},
-      {39, "MXFP4"},   {40, "NVFP4"},   {41, "Q1_0"}};
+      {4, "Q4_2"},    {5, "Q4_3"},     {9, "Q8_1"},    {10, "Q2_K"},    {11, "Q3_K"},
+      {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
+      {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},  {23, "IQ4_XS"},  {24, "I8"},
+      {25, "I16"},    {28, "F64"},     {29, "IQ1_M"},  {34, "TQ1_0"},   {35, "TQ2_0"},
+      {39, "MXFP4"},  {40, "NVFP4"},   {41, "Q1_0"}};
   for (const auto& [number, name] : kUnsupported) {
     if (number == id) return GgmlType{name, std::nullopt};
   }
@@ -336,8 +336,9 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, const std::st
   }
   CAPSTAN_ASSIGN(const uint32_t version, cursor.read<uint32_t>("the version"));
   if (version == 0x02000000 || version == 0x03000000) {
-    return invalid_argument(file + ": big-endian GGUF files are not supported; convert the file "
-                                   "with gguf_convert_endian.py from the gguf package");
+    return invalid_argument(file +
+                            ": big-endian GGUF files are not supported; convert the file "
+                            "with gguf_convert_endian.py from the gguf package");
   }
   if (version != 2 && version != 3) {
     return invalid_argument(file + ": GGUF version " + std::to_string(version) +
@@ -347,9 +348,8 @@ Result<GgufFile> GgufFile::parse(std::span<const std::byte> bytes, const std::st
   CAPSTAN_ASSIGN(const uint64_t key_count, cursor.read<uint64_t>("the key count"));
 
   for (uint64_t i = 0; i < key_count; ++i) {
-    CAPSTAN_ASSIGN(const std::string_view key,
-                   cursor.string("metadata key " + std::to_string(i) + " of " +
-                                 std::to_string(key_count)));
+    CAPSTAN_ASSIGN(const std::string_view key, cursor.string("metadata key " + std::to_string(i) +
+                                                             " of " + std::to_string(key_count)));
     const std::string what = "metadata key " + printable(key);
     CAPSTAN_ASSIGN(GgufValue value, read_value(cursor, what, file));
     if (!gguf.metadata_.emplace(key, std::move(value)).second) {

@@ -11,9 +11,7 @@ namespace {
 // Layers start on huge pages, so that a layer's first pages share one with nothing else.
 constexpr size_t kLayerAlignment = size_t{2} << 20;
 
-bool is_cache_dtype(DType t) {
-  return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16;
-}
+bool is_cache_dtype(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
 
 }  // namespace
 
@@ -60,15 +58,15 @@ Result<KvStore> KvStore::create(const ModelConfig& config, int num_pages, int pa
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     return resource_exhausted("cannot reserve " + std::to_string(bytes) + " bytes of KV cache (" +
-                              std::to_string(num_pages) + " pages of " +
-                              std::to_string(page_size) + " tokens): " + std::strerror(errno) +
+                              std::to_string(num_pages) + " pages of " + std::to_string(page_size) +
+                              " tokens): " + std::strerror(errno) +
                               "; lower --max-total-tokens or --mem-fraction-static");
   }
   // Attention walks whole pages; without huge pages each 4 KiB costs a TLB entry. Refusal is fine.
   ::madvise(memory, bytes, MADV_HUGEPAGE);
 
   KvStore store;
-  store.memory_ = {static_cast<std::byte*>(memory), Unmap{bytes}};
+  store.memory_ = std::unique_ptr<std::byte, Unmap>(static_cast<std::byte*>(memory), Unmap(bytes));
   store.memory_bytes_ = bytes;
   store.num_pages_ = num_pages;
   store.page_size_ = page_size;

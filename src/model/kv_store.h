@@ -1,6 +1,8 @@
 // The memory behind the page pool: keys and values of all layers, page by page.
 #pragma once
 
+#include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -25,7 +27,9 @@ class KvStore {
 
  private:
   struct Unmap {
-    size_t bytes = 0;
+    Unmap() : bytes(0) {}
+    explicit Unmap(size_t n) : bytes(n) {}
+    size_t bytes;
     void operator()(std::byte* p) const;
   };
   std::unique_ptr<std::byte, Unmap> memory_;

@@ -45,16 +45,14 @@ class Source {
     loaded.view = empty_view(spec);
     loaded.storage = AlignedBuffer(loaded.view.bytes());
     loaded.view.data = loaded.storage.data();
-    CAPSTAN_RETURN_IF_ERROR(
-        fill_dummy(spec, loaded.view.dtype, seed_, loaded.storage.data()));
+    CAPSTAN_RETURN_IF_ERROR(fill_dummy(spec, loaded.view.dtype, seed_, loaded.storage.data()));
     return loaded;
   }
 
   Result<std::vector<float>> load_vector(const WeightSpec& spec) const {
     CAPSTAN_ASSIGN(const Loaded loaded, load(spec));
     std::vector<float> values(static_cast<size_t>(loaded.view.elems()));
-    quant::dequantize_row(loaded.view.dtype, loaded.view.data, values.data(),
-                          loaded.view.elems());
+    quant::dequantize_row(loaded.view.dtype, loaded.view.data, values.data(), loaded.view.elems());
     for (const float v : values) {
       if (!std::isfinite(v)) {
         return data_loss(checkpoint_.path() + ": tensor '" + spec.name + "' holds " +
@@ -195,9 +193,8 @@ std::vector<PackJob> make_jobs(const ModelConfig& config, const Source& source,
                     .biases = std::move(spec.qkv_bias),
                     .destination = &layer.qkv});
     jobs.push_back({.parts = {std::move(spec.o)}, .destination = &layer.o});
-    jobs.push_back({.parts = std::move(spec.gate_up),
-                    .swiglu_pair = true,
-                    .destination = &layer.gate_up});
+    jobs.push_back(
+        {.parts = std::move(spec.gate_up), .swiglu_pair = true, .destination = &layer.gate_up});
     jobs.push_back({.parts = {std::move(spec.down)}, .destination = &layer.down});
   }
   for (PackJob& job : jobs) {

@@ -17,8 +17,7 @@ Status TensorTable::add(std::string hf_name, TensorView view, const std::string&
   const size_t bytes = view.bytes();
   const auto [it, inserted] = tensors_.try_emplace(std::move(hf_name), std::move(view));
   if (!inserted) {
-    return data_loss(file + ": tensor " + printable(it->first) +
-                     " occurs twice in the checkpoint");
+    return data_loss(file + ": tensor " + printable(it->first) + " occurs twice in the checkpoint");
   }
   total_bytes_ += bytes;
   return {};
@@ -42,9 +41,8 @@ DType TensorTable::bulk_dtype(DType absent) const {
   for (const auto& [name, view] : tensors_) {
     if (view.shape.size() == 2) elems[view.dtype] += view.elems();
   }
-  const auto most = std::max_element(elems.begin(), elems.end(), [](const auto& a, const auto& b) {
-    return a.second < b.second;
-  });
+  const auto most = std::max_element(
+      elems.begin(), elems.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   return most == elems.end() ? absent : most->first;
 }
 

@@ -105,8 +105,9 @@ Status check_weights(const Checkpoint& checkpoint) {
   const ModelConfig& config = checkpoint.config();
   const std::vector<std::string> names = checkpoint.tensor_names();
   if (names.empty()) {
-    return not_found(checkpoint.path() + " holds a config but no *.safetensors or .gguf weights; "
-                                         "complete the download, or use --load-format dummy");
+    return not_found(checkpoint.path() +
+                     " holds a config but no *.safetensors or .gguf weights; "
+                     "complete the download, or use --load-format dummy");
   }
   std::unordered_set<std::string> known;
   for (const WeightSpec& w : required_weights(config)) {
@@ -166,8 +167,7 @@ Status fill_dummy(const WeightSpec& spec, DType dtype, uint64_t seed, std::byte*
   const bool norm = spec.name.ends_with("norm.weight");
   const bool bias = spec.name.ends_with(".bias");
   // A uniform variable on [-a, a] has variance a^2 / 3.
-  const double amplitude =
-      norm ? 0.0 : (bias ? 0.1 : std::sqrt(3.0 / static_cast<double>(cols)));
+  const double amplitude = norm ? 0.0 : (bias ? 0.1 : std::sqrt(3.0 / static_cast<double>(cols)));
   const auto centre = norm ? 1.0F : 0.0F;
   const auto step = static_cast<float>(amplitude / static_cast<double>(1 << 23));
   const uint64_t key = mix(seed ^ hash_name(spec.name));
