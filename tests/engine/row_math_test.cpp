@@ -108,7 +108,9 @@ TEST(RowMath, BoundOfTopLeavesAtLeastKAndNotMany) {
       std::vector<int32_t> at_least;
       indices_at_least(x.data(), n, t, at_least);
       EXPECT_GE(static_cast<int64_t>(at_least.size()), k);
-      if (n > 40000) EXPECT_LT(static_cast<int64_t>(at_least.size()), 2 * k + 16);
+      if (n > 40000) {
+        EXPECT_LT(static_cast<int64_t>(at_least.size()), 2 * k + 16);
+      }
       EXPECT_TRUE(std::is_sorted(at_least.begin(), at_least.end()));
       EXPECT_EQ(static_cast<int64_t>(at_least.size()),
                 std::count_if(x.begin(), x.end(), [&](float v) { return v >= t; }));
