@@ -201,10 +201,14 @@ void EngineImpl::step() {
   } catch (...) {
     status = internal_error("an exception of unknown type");
   }
-  if (!status.ok()) fail_step(plan, status.error());
   watchdog_->step_ends();
   const double ended = now();
   progress_ns_ = static_cast<int64_t>(ended * 1e9);
+  if (!status.ok()) {
+    fail_step(plan, status.error());
+    publish();
+    return;
+  }
 
   const std::vector<scheduler::Finished> finished = scheduler_->commit(plan, sampled_, ended);
   for (size_t i = 0; i < plan.items.size(); ++i) {
@@ -340,13 +344,15 @@ void EngineImpl::sample_rows(const scheduler::StepPlan& plan, MatrixView logits)
 }
 
 void EngineImpl::fail_step(const scheduler::StepPlan& plan, const Error& error) {
-  LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(), error.message);
-  for (size_t i = 0; i < plan.items.size(); ++i) {
-    LiveRequest& live = *find(plan.items[i].id);
-    live.new_tokens.clear();
-    live.abort_code = ErrorCode::kInternal;
-    live.abort_message = "the model failed while computing this request: " + error.message;
-    sampled_[i] = {-1, FinishKind::kAbort};
+  LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(),
+            error.message);
+  scheduler_->abandon(plan);  // nothing it wrote may be served from the cache
+  for (const scheduler::PlanItem& item : plan.items) {
+    LiveRequest* live = find(item.id);
+    if (live == nullptr) continue;
+    live->new_tokens.clear();
+    end(*live, FinishKind::kAbort,
+        "the model failed while computing this request: " + error.message, ErrorCode::kInternal);
   }
 }
 
