@@ -230,7 +230,7 @@ inline double cosdiff(const std::vector<float>& x, const std::vector<double>& y)
 }
 
 /// Float weights, and the oracle, within float32 rounding; Q8_0 with cosdiff 1e-4, 4 to 6 bits
-/// with 1e-3 (models.md gives these for Q8_0 and Q4_K). A single output (n = m = 1) may be a
+/// with 1e-3. A single output (n = m = 1) may be a
 /// near-zero sum, so the measure there is against the size of the terms.
 inline void expect_close(DType dtype, Isa isa, const std::vector<float>& x,
                          const std::vector<double>& y) {

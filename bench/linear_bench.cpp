@@ -1,0 +1,354 @@
+// Speed of linear() over the matrices of a model, against what this machine can do.
+//
+//   linear_bench [--model r1|smol] [--format Q4_0,Q8_0] [--rows 1,32,512] [--threads N]
+//                [--seconds S] [--layers N] [--isa avx2] [--shapes]
+//
+// One pass runs every matrix of the model once, in order, each layer with weights of its own, so
+// that r1 (R1-Distill-Qwen-1.5B's shape) reads more bytes than any cache holds. The roofs are
+// measured in the same run: DRAM read bandwidth of all threads, and the rates of register-resident
+// loops of vpmaddubsw + vpmaddwd + vpaddd (INT8) and vfmadd231ps (FP32).
+#include <immintrin.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "kernels/linear.h"
+#include "quant/codecs.h"
+#include "quant/panel.h"
+
+namespace capstan::kernels {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+struct Shape {
+  const char* name;
+  std::vector<int64_t> n;  // of the stacked parts
+  int64_t k;
+  bool swiglu = false;
+};
+
+struct ModelShapes {
+  int layers;
+  std::vector<Shape> layer;
+  Shape head;
+};
+
+ModelShapes model_shapes(const std::string& name) {
+  if (name == "smol") {
+    return {30,
+            {{"qkv", {576, 192, 192}, 576},
+             {"o", {576}, 576},
+             {"gate_up", {1536, 1536}, 576, true},
+             {"down", {576}, 1536}},
+            {"head", {49152}, 576}};
+  }
+  return {28,
+          {{"qkv", {1536, 256, 256}, 1536},
+           {"o", {1536}, 1536},
+           {"gate_up", {8960, 8960}, 1536, true},
+           {"down", {1536}, 8960}},
+          {"head", {151936}, 1536}};
+}
+
+struct Options {
+  std::string model = "r1";
+  std::vector<std::string> formats = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
+                                      "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+  std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 128, 512};
+  int threads = 0;
+  double seconds = 0.5;
+  int layers = 0;
+  Isa isa = Isa::kAvx2;
+  bool per_shape = false;
+  bool float_x = false;
+};
+
+DType parse_format(const std::string& name) {
+  for (int t = 0; t <= static_cast<int>(DType::kQ6_K); ++t) {
+    if (dtype_info(static_cast<DType>(t)).name == name) return static_cast<DType>(t);
+  }
+  std::fprintf(stderr, "unknown format %s\n", name.c_str());
+  std::exit(2);
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> out;
+  std::stringstream in(text);
+  for (std::string item; std::getline(in, item, ',');) out.push_back(item);
+  return out;
+}
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    if (flag == "--shapes") {
+      o.per_shape = true;
+    } else if (flag == "--float-x") {
+      o.float_x = true;
+    } else if (i + 1 == argc) {
+      std::fprintf(stderr, "%s needs a value or is unknown\n", flag.c_str());
+      std::exit(2);
+    } else {
+      const std::string value = argv[++i];
+      if (flag == "--model") {
+        o.model = value;
+      } else if (flag == "--format") {
+        o.formats = split(value);
+      } else if (flag == "--rows") {
+        o.rows.clear();
+        for (const auto& r : split(value)) o.rows.push_back(std::atoll(r.c_str()));
+      } else if (flag == "--threads") {
+        o.threads = std::atoi(value.c_str());
+      } else if (flag == "--seconds") {
+        o.seconds = std::atof(value.c_str());
+      } else if (flag == "--layers") {
+        o.layers = std::atoi(value.c_str());
+      } else if (flag == "--isa") {
+        o.isa = value == "avx512" ? Isa::kAvx512 : value == "ref" ? Isa::kRef : Isa::kAvx2;
+      } else {
+        std::fprintf(stderr, "unknown flag %s\n", flag.c_str());
+        std::exit(2);
+      }
+    }
+  }
+  return o;
+}
+
+struct Roofs {
+  double dram = 0;  // bytes/s
+  double int8 = 0;  // MAC/s
+  double fp32 = 0;
+};
+
+template <class F>
+double best_seconds(int repeats, F&& f) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    const double start = now();
+    f();
+    best = std::min(best, now() - start);
+  }
+  return best;
+}
+
+constexpr int64_t kPeakLoops = 20'000'000;
+
+__attribute__((target("avx2"))) void int8_loop() {
+  int64_t n = kPeakLoops;
+#define CAPSTAN_MAC(t, a)                   \
+  "vpmaddubsw %%ymm14, %%ymm15, %%ymm" #t   \
+  ";"                                       \
+  "vpmaddwd %%ymm13, %%ymm" #t ", %%ymm" #t \
+  ";"                                       \
+  "vpaddd %%ymm" #t ", %%ymm" #a ", %%ymm" #a ";"
+  asm volatile("1:" CAPSTAN_MAC(6, 0) CAPSTAN_MAC(7, 1) CAPSTAN_MAC(8, 2) CAPSTAN_MAC(9, 3)
+                   CAPSTAN_MAC(10, 4) CAPSTAN_MAC(11, 5) "dec %0; jnz 1b"
+               : "+r"(n)
+               :
+               : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                 "xmm9", "xmm10", "xmm11", "cc");
+#undef CAPSTAN_MAC
+}
+
+__attribute__((target("avx2,fma"))) void fp32_loop() {
+  int64_t n = kPeakLoops;
+#define CAPSTAN_FMA(a) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #a ";"
+  asm volatile("1:" CAPSTAN_FMA(0) CAPSTAN_FMA(1) CAPSTAN_FMA(2) CAPSTAN_FMA(3) CAPSTAN_FMA(4)
+                   CAPSTAN_FMA(5) CAPSTAN_FMA(6) CAPSTAN_FMA(7) CAPSTAN_FMA(8) CAPSTAN_FMA(9)
+                       CAPSTAN_FMA(10) CAPSTAN_FMA(11) "dec %0; jnz 1b"
+               : "+r"(n)
+               :
+               : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
+                 "xmm9", "xmm10", "xmm11", "cc");
+#undef CAPSTAN_FMA
+}
+
+// Reads [begin, end) of memory; prefetching `ahead` bytes if not 0.
+__attribute__((target("avx2"))) void read_memory(const std::byte* begin, const std::byte* end,
+                                                 ptrdiff_t ahead) {
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+  for (const std::byte* p = begin; p + 128 <= end; p += 128) {
+    const auto* v = reinterpret_cast<const __m256i*>(p);
+    if (ahead != 0) {
+      _mm_prefetch(reinterpret_cast<const char*>(p + ahead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(p + ahead + 64), _MM_HINT_T0);
+    }
+    a = _mm256_xor_si256(a, _mm256_load_si256(v));
+    b = _mm256_xor_si256(b, _mm256_load_si256(v + 1));
+    c = _mm256_xor_si256(c, _mm256_load_si256(v + 2));
+    d = _mm256_xor_si256(d, _mm256_load_si256(v + 3));
+  }
+  const __m256i all = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+  asm volatile("" : : "x"(all));
+}
+
+double dram_roof(platform::ThreadPool& pool) {
+  constexpr size_t kBytes = size_t{1} << 30;
+  quant::PanelBuffer buffer(kBytes);
+  std::memset(buffer.data(), 1, kBytes);
+  double best = 0;
+  for (ptrdiff_t ahead : {0, 1024, 2048, 4096}) {
+    const double s = best_seconds(3, [&] {
+      pool.run([&](int t) {
+        const size_t part = kBytes / static_cast<size_t>(pool.size()) / 128 * 128;
+        const std::byte* p = buffer.data() + part * static_cast<size_t>(t);
+        read_memory(p, p + part, ahead);
+      });
+    });
+    best = std::max(best, static_cast<double>(kBytes) / s);
+  }
+  return best;
+}
+
+Roofs measure_roofs(platform::ThreadPool& pool) {
+  Roofs r;
+  const double threads = pool.size(), loops = static_cast<double>(kPeakLoops);
+  r.int8 = threads * loops * 6 * 32 / best_seconds(3, [&] { pool.run([](int) { int8_loop(); }); });
+  r.fp32 = threads * loops * 12 * 8 / best_seconds(3, [&] { pool.run([](int) { fp32_loop(); }); });
+  r.dram = dram_roof(pool);
+  return r;
+}
+
+std::unique_ptr<LinearWeight> make_weight(const Options& o, const Shape& shape, DType dtype,
+                                          const std::vector<std::byte>& source) {
+  std::vector<TensorView> parts;
+  for (int64_t n : shape.n) parts.push_back({source.data(), dtype, {n, shape.k}, shape.name});
+  auto w = pack_linear(o.isa, {parts, {}, shape.swiglu}, {.quantise_activations = !o.float_x});
+  if (!w.ok()) {
+    std::fprintf(stderr, "%s\n", w.error().message.c_str());
+    std::exit(1);
+  }
+  return std::move(*w);
+}
+
+struct Job {
+  const Shape* shape;
+  std::unique_ptr<LinearWeight> weight;
+};
+
+void run_job(const Options& o, const Job& job, int64_t rows, std::vector<float>& x,
+             std::vector<float>& y, platform::ThreadPool& pool) {
+  const int64_t k = job.weight->k();
+  const int64_t n = job.shape->swiglu ? job.weight->n() / 2 : job.weight->n();
+  run_linear(o.isa,
+             {{x.data(), rows, k, k},
+              job.weight.get(),
+              {y.data(), rows, n, n},
+              job.shape->swiglu ? Epilogue::kSwiGlu : Epilogue::kStore},
+             pool);
+}
+
+void report(const char* what, const char* format, int64_t rows, double seconds, double bytes,
+            double macs, const Roofs& roofs) {
+  const double rate = macs * static_cast<double>(rows) / seconds;
+  std::printf(
+      "%-8s %-5s M %4ld  %9.3f ms  %6.1f GB/s %5.1f%%  %7.1f GMAC/s  int8 %5.1f%%  fp32 %5.1f%%\n",
+      what, format, static_cast<long>(rows), seconds * 1e3, bytes / seconds / 1e9,
+      100 * bytes / seconds / roofs.dram, rate / 1e9, 100 * rate / roofs.int8,
+      100 * rate / roofs.fp32);
+  std::fflush(stdout);
+}
+
+void bench_format(const Options& o, const std::string& format, const Roofs& roofs,
+                  platform::ThreadPool& pool) {
+  const DType dtype = parse_format(format);
+  const ModelShapes model = model_shapes(o.model);
+  // Random codes; half-precision scales of a harmless size wherever the file has them.
+  const int64_t most = model.head.n[0] * model.head.k / 256 * 256;
+  std::vector<std::byte> source(dtype_bytes(dtype, most));
+  std::mt19937_64 rng(1);
+  for (size_t i = 0; i + 8 <= source.size(); i += 8) {
+    const uint64_t v = rng() & 0x2fff2fff2fff2fff;
+    std::memcpy(source.data() + i, &v, 8);
+  }
+  std::vector<Job> jobs;
+  const int layers = o.layers > 0 ? o.layers : model.layers;
+  const double start = now();
+  std::vector<const Shape*> todo;
+  for (int l = 0; l < layers; ++l) {
+    for (const Shape& s : model.layer) todo.push_back(&s);
+  }
+  if (o.layers == 0) todo.push_back(&model.head);
+  jobs.resize(todo.size());
+  pool.for_each(static_cast<int64_t>(todo.size()), [&](int64_t i) {
+    const auto at = static_cast<size_t>(i);
+    jobs[at] = {todo[at], make_weight(o, *todo[at], dtype, source)};
+  });
+  double bytes = 0, macs = 0;
+  for (const Job& j : jobs) {
+    bytes += static_cast<double>(j.weight->bytes());
+    macs += static_cast<double>(j.weight->n() * j.weight->k());
+  }
+  const double pack = now() - start;
+  std::printf("%s: %.0f MB packed in %.2f s (%.2f GB/s)\n", format.c_str(), bytes / 1e6, pack,
+              bytes / pack / 1e9);
+
+  for (int64_t rows : o.rows) {
+    int64_t width = 0;
+    for (const Job& j : jobs) width = std::max({width, j.weight->n(), j.weight->k()});
+    std::vector<float> x(static_cast<size_t>(rows * width)), y(x.size());
+    std::mt19937 small(2);
+    for (float& v : x) v = static_cast<float>(static_cast<int>(small() % 2001) - 1000) * 1e-3f;
+    // The head sees at most 8 rows in a prefill, as in serving.
+    const auto rows_of = [&](const Job& j) {
+      return std::string_view(j.shape->name) == "head" ? std::min<int64_t>(rows, 32) : rows;
+    };
+    double done = 0, done_bytes = 0, elapsed = 0;
+    std::vector<double> shape_time(8, 0), shape_bytes(8, 0), shape_macs(8, 0);
+    pool.begin_burst();
+    run_job(o, jobs[0], rows, x, y, pool);
+    for (size_t i = 0; elapsed < o.seconds || i < (rows <= 4 ? jobs.size() : 5); ++i) {
+      const Job& j = jobs[i % jobs.size()];
+      const double begin = now();
+      run_job(o, j, rows_of(j), x, y, pool);
+      const double took = now() - begin;
+      const auto at = static_cast<size_t>(
+          std::find_if(model.layer.begin(), model.layer.end(),
+                       [&](const Shape& s) { return s.name == std::string_view(j.shape->name); }) -
+          model.layer.begin());
+      const double job_macs =
+          static_cast<double>(j.weight->n() * j.weight->k()) * static_cast<double>(rows_of(j));
+      elapsed += took;
+      done += job_macs;
+      done_bytes += static_cast<double>(j.weight->bytes());
+      shape_time[at] += took;
+      shape_bytes[at] += static_cast<double>(j.weight->bytes());
+      shape_macs[at] += job_macs;
+    }
+    pool.end_burst();
+    report("all", format.c_str(), rows, elapsed, done_bytes, done / static_cast<double>(rows),
+           roofs);
+    for (size_t i = 0; o.per_shape && i < 5; ++i) {
+      if (shape_time[i] == 0) continue;
+      report(i < 4 ? model.layer[i].name : "head", format.c_str(), rows, shape_time[i],
+             shape_bytes[i], shape_macs[i] / static_cast<double>(rows), roofs);
+    }
+  }
+}
+
+}  // namespace
+
+int main_linear(int argc, char** argv) {
+  const Options o = parse(argc, argv);
+  platform::ThreadPool pool(o.threads);
+  const Roofs roofs = measure_roofs(pool);
+  std::printf("%d threads: DRAM read %.1f GB/s, INT8 %.1f GMAC/s, FP32 %.1f GMAC/s\n", pool.size(),
+              roofs.dram / 1e9, roofs.int8 / 1e9, roofs.fp32 / 1e9);
+  for (const std::string& format : o.formats) bench_format(o, format, roofs, pool);
+  return 0;
+}
+
+}  // namespace capstan::kernels
+
+int main(int argc, char** argv) { return capstan::kernels::main_linear(argc, argv); }
