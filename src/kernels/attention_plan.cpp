@@ -1,0 +1,185 @@
+#include "kernels/attention_plan.h"
+
+#include <algorithm>
+
+namespace capstan::kernels {
+namespace {
+
+/// Rows (queries times heads of a group) of a block. Every block decodes the keys it sees once, so
+/// larger is better until queries, scores and results (0.6 KiB a row at head_dim 64) leave L1.
+constexpr int kBlockRows = 36;
+/// Work items per thread to aim for: the last one to finish costs at most half of 1/16.
+constexpr int kItemsPerThread = 16;
+/// Multiply-adds below which waking the other threads costs more than it saves (a fork and join is
+/// about 0.5 us, some 10,000 multiply-adds of one thread).
+constexpr int64_t kSerialWork = 20000;
+
+constexpr size_t align_floats(size_t n) { return (n + 15) / 16 * 16; }
+
+void reserve(AlignedBuffer& buffer, size_t floats) {
+  if (buffer.bytes() < floats * sizeof(float)) buffer = AlignedBuffer(floats * sizeof(float));
+}
+
+}  // namespace
+
+size_t AttentionScratch::floats(int rows, int head_dim) {
+  const auto r = static_cast<size_t>(rows);
+  const auto d = static_cast<size_t>(padded_dim(head_dim));
+  return r * d + kKeyTile * d + r * kKeyTile + r * 16 + align_floats(r) +
+         2 * r * static_cast<size_t>(state_stride(head_dim));
+}
+
+AttentionScratch::AttentionScratch(float* memory, int rows, int head_dim) {
+  const auto take = [&](size_t n) {
+    float* p = memory;
+    memory += n;
+    return p;
+  };
+  const auto r = static_cast<size_t>(rows);
+  const auto d = static_cast<size_t>(padded_dim(head_dim));
+  q = take(r * d);
+  tile = take(kKeyTile * d);
+  scores = take(r * kKeyTile);
+  sums = take(r * 16);
+  factors = take(align_floats(r));
+  total = take(r * static_cast<size_t>(state_stride(head_dim)));
+  part = take(r * static_cast<size_t>(state_stride(head_dim)));
+}
+
+void AttentionPlan::lay_out(const AttentionArgs& args, int threads) {
+  const int group = args.q_heads / args.kv.kv_heads;
+  const int block_queries = std::max(1, kBlockRows / group);
+  queries_.clear();
+  cost_ = 0;
+  max_rows_ = 0;
+  // A key costs its share of a block's rows, and decoding it about as much as four rows.
+  const auto cost_of = [&](const Queries& q) {
+    const int64_t keys = q.sequence->kv_len - q.sequence->q_len + q.first + q.count;
+    return keys * (int64_t{q.count} * group + 4);
+  };
+  for (const SequenceSlice& sequence : args.sequences) {
+    for (int first = 0; first < sequence.q_len; first += block_queries) {
+      const int count = std::min(block_queries, sequence.q_len - first);
+      queries_.push_back({&sequence, first, count, 1, 0, 0, 0});
+      max_rows_ = std::max(max_rows_, count * group);
+      cost_ += cost_of(queries_.back()) * args.kv.kv_heads;
+    }
+  }
+
+  const int64_t target = std::max<int64_t>(1, cost_ / (int64_t{threads} * kItemsPerThread));
+  int64_t items = 0, counters = 0, state = 0;
+  for (Queries& q : queries_) {
+    const int keys = q.sequence->kv_len - q.sequence->q_len + q.first + q.count;
+    const int segments = (keys + kKeySegment - 1) / kKeySegment;
+    if (threads > 1) {
+      q.parts = static_cast<int>(std::clamp<int64_t>(cost_of(q) / target, 1, segments));
+    }
+    q.item = items;
+    items += int64_t{args.kv.kv_heads} * q.parts;
+    if (q.parts > 1) {
+      q.unfinished = counters;
+      counters += args.kv.kv_heads;
+      q.state = state;
+      state +=
+          int64_t{args.kv.kv_heads} * segments * q.count * group * state_stride(args.kv.head_dim);
+    }
+  }
+  items_ = items;
+  scratch_floats_ = AttentionScratch::floats(max_rows_, args.kv.head_dim);
+  reserve(scratch_, scratch_floats_ * static_cast<size_t>(threads));
+  reserve(states_, static_cast<size_t>(state));
+  if (unfinished_capacity_ < static_cast<size_t>(counters)) {
+    unfinished_capacity_ = static_cast<size_t>(counters);
+    unfinished_ = std::make_unique<std::atomic<int>[]>(unfinished_capacity_);
+  }
+  for (const Queries& q : queries_) {
+    if (q.parts == 1) continue;
+    for (int h = 0; h < args.kv.kv_heads; ++h) {
+      unfinished_[static_cast<size_t>(q.unfinished + h)].store(q.parts, std::memory_order_relaxed);
+    }
+  }
+  next_item_.store(0, std::memory_order_relaxed);
+}
+
+AttentionBlock AttentionPlan::block_of(const AttentionArgs& args, const Queries& queries,
+                                       int kv_head) const {
+  const SequenceSlice& sequence = *queries.sequence;
+  AttentionBlock block;
+  block.kv = &args.kv;
+  block.pages = sequence.pages;
+  block.kv_head = kv_head;
+  block.group = args.q_heads / args.kv.kv_heads;
+  const int64_t column = int64_t{kv_head} * block.group * args.kv.head_dim;
+  const int64_t row = sequence.q_begin + queries.first;
+  block.q = args.q.row(row) + column;
+  block.q_stride = args.q.stride;
+  block.q_len = queries.count;
+  block.first_position = sequence.kv_len - sequence.q_len + queries.first;
+  block.scale = args.scale;
+  block.out = args.out.row(row) + column;
+  block.out_stride = args.out.stride;
+  return block;
+}
+
+void AttentionPlan::compute(const CpuKernels& kernels, const AttentionArgs& args, int64_t item,
+                            const AttentionScratch& scratch) {
+  const auto after = std::upper_bound(queries_.begin(), queries_.end(), item,
+                                      [](int64_t i, const Queries& q) { return i < q.item; });
+  const Queries& queries = *(after - 1);
+  const int head = static_cast<int>((item - queries.item) / queries.parts);
+  const int part = static_cast<int>((item - queries.item) % queries.parts);
+  const AttentionBlock block = block_of(args, queries, head);
+  const int segments = block.segments(), d = args.kv.head_dim;
+  kernels.load_queries(block, scratch);
+
+  if (queries.parts == 1) {
+    kernels.attend_segment(block, 0, scratch, scratch.total);
+    for (int s = 1; s < segments; ++s) {
+      kernels.attend_segment(block, s, scratch, scratch.part);
+      kernels.merge_states(scratch.total, scratch.part, block.rows(), d);
+    }
+    kernels.finish(block, scratch.total);
+    return;
+  }
+
+  const int64_t state_floats = int64_t{block.rows()} * state_stride(d);
+  float* states = states_.as<float>() + queries.state + head * segments * state_floats;
+  const auto begin_of = [&](int p) {
+    return static_cast<int>(int64_t{segments} * p / queries.parts);
+  };
+  for (int s = begin_of(part); s < begin_of(part + 1); ++s) {
+    kernels.attend_segment(block, s, scratch, states + s * state_floats);
+  }
+  std::atomic<int>& unfinished = unfinished_[static_cast<size_t>(queries.unfinished + head)];
+  if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    for (int s = 1; s < segments; ++s) {
+      kernels.merge_states(states, states + s * state_floats, block.rows(), d);
+    }
+    kernels.finish(block, states);
+  }
+}
+
+void AttentionPlan::work(const CpuKernels& kernels, const AttentionArgs& args, int thread) {
+  const AttentionScratch scratch(
+      scratch_.as<float>() + static_cast<size_t>(thread) * scratch_floats_, max_rows_,
+      args.kv.head_dim);
+  for (;;) {
+    const int64_t taken = next_item_.fetch_add(1, std::memory_order_relaxed);
+    if (taken >= items_) return;
+    // From the back: later queries of a prompt see more keys, and long items should not come last.
+    compute(kernels, args, items_ - 1 - taken, scratch);
+  }
+}
+
+void AttentionPlan::run(const CpuKernels& kernels, const AttentionArgs& args,
+                        platform::ThreadPool& pool) {
+  lay_out(args, pool.size());
+  if (items_ == 0) return;
+  if (pool.size() == 1 || items_ == 1 || cost_ * args.kv.head_dim < kSerialWork) {
+    work(kernels, args, 0);
+  } else {
+    pool.run([&](int thread) { work(kernels, args, thread); });
+  }
+}
+
+}  // namespace capstan::kernels

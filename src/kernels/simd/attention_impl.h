@@ -1,0 +1,394 @@
+// Attention of one block over the paged cache, for a vector type V: online softmax in tiles of
+// kKeyTile keys, partial results per kKeySegment keys.
+//
+// Bits of a row. Score (row, key): lanes along head_dim, one fused multiply-add per lane and step,
+// then V::sum4's tree. Tile: maximum, exp2, old sums and values scaled by one factor, new ones
+// added in ascending key order, one fused multiply-add per key. Nothing of this depends on which
+// other rows or keys share a micro-kernel, so any blocking below gives the same bits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu_kernels.h"
+#include "kernels/paged_kv.h"
+
+namespace capstan::kernels::simd {
+
+inline constexpr float kLog2E = 1.44269504088896340736f;
+inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// How a row of the cache becomes vectors.
+template <class V>
+struct RowF32 {
+  static constexpr int kBytes = 4;
+  static typename V::F load(const std::byte* row, int i) {
+    return V::load(reinterpret_cast<const float*>(row) + i);
+  }
+};
+template <class V>
+struct RowF16 {
+  static constexpr int kBytes = 2;
+  static typename V::F load(const std::byte* row, int i) {
+    return V::load_f16(reinterpret_cast<const uint16_t*>(row) + i);
+  }
+};
+template <class V>
+struct RowBF16 {
+  static constexpr int kBytes = 2;
+  static typename V::F load(const std::byte* row, int i) {
+    return V::load_bf16(reinterpret_cast<const uint16_t*>(row) + i);
+  }
+};
+
+template <class V>
+float exp2_scalar(float x) {
+  float out[V::kLanes];
+  V::store(out, V::exp2(V::set1(x)));
+  return out[0];
+}
+
+/// Scores of R rows against 4 keys.
+template <class V, class Row, int R>
+void score_4_keys(const std::byte* const* keys, const float* q, int q_stride, int chunks,
+                  float* scores) {
+  using F = typename V::F;
+  F acc[R][4];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) acc[r][j] = V::zero();
+  }
+  const std::byte *k0 = keys[0], *k1 = keys[1], *k2 = keys[2], *k3 = keys[3];
+  for (int c = 0; c < chunks; ++c) {
+    const int i = c * V::kLanes;
+    F x[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) x[r] = V::load(q + r * q_stride + i);
+    F k = Row::load(k0, i);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][0] = V::fma(x[r], k, acc[r][0]);
+    k = Row::load(k1, i);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][1] = V::fma(x[r], k, acc[r][1]);
+    k = Row::load(k2, i);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][2] = V::fma(x[r], k, acc[r][2]);
+    k = Row::load(k3, i);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][3] = V::fma(x[r], k, acc[r][3]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    V::sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3], scores + r * kKeyTile);
+  }
+}
+
+/// values[r] = values[r] * factor[r] + sum over keys of p[r][key] * V[key], for R rows and C
+/// vectors starting at element i0.
+template <class V, class Row, int R, int C>
+void add_values(const std::byte* const* rows, int n, int i0, const float* p, const float* factor,
+                float* values, int stride) {
+  using F = typename V::F;
+  F acc[R][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const F f = V::set1(factor[r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      acc[r][c] = V::mul(V::load(values + r * stride + i0 + c * V::kLanes), f);
+    }
+  }
+  for (int j = 0; j < n; ++j) {
+    const std::byte* row = rows[j];
+    F w[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) w[r] = V::set1(p[r * kKeyTile + j]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const F v = Row::load(row, i0 + c * V::kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r][c] = V::fma(w[r], v, acc[r][c]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      V::store(values + r * stride + i0 + c * V::kLanes, acc[r][c]);
+    }
+  }
+}
+
+template <class V, class Row, int R>
+void add_values_all(const std::byte* const* rows, int n, int chunks, const float* p,
+                    const float* factor, float* values, int stride) {
+  int c = 0;
+  for (; c + 4 <= chunks; c += 4) {
+    add_values<V, Row, R, 4>(rows, n, c * V::kLanes, p, factor, values, stride);
+  }
+  for (; c + 2 <= chunks; c += 2) {
+    add_values<V, Row, R, 2>(rows, n, c * V::kLanes, p, factor, values, stride);
+  }
+  if (c < chunks) add_values<V, Row, R, 1>(rows, n, c * V::kLanes, p, factor, values, stride);
+}
+
+/// Calls f.template operator()<R>(row) over [begin, end) in runs of R rows, R as large as fits.
+template <class V, class F>
+void for_row_runs(int begin, int end, F&& f) {
+  int r = begin;
+  if constexpr (V::kRows >= 6) {
+    for (; r + 6 <= end; r += 6) f.template operator()<6>(r);
+  }
+  for (; r + 3 <= end; r += 3) f.template operator()<3>(r);
+  if (r + 2 == end) {
+    f.template operator()<2>(r);
+  } else if (r + 1 == end) {
+    f.template operator()<1>(r);
+  }
+}
+
+template <class V>
+void load_queries(const AttentionBlock& block, const AttentionScratch& scratch) {
+  const int d = block.kv->head_dim, stride = padded_dim(d);
+  for (int i = 0; i < block.q_len; ++i) {
+    for (int g = 0; g < block.group; ++g) {
+      float* to = scratch.q + static_cast<int64_t>(i * block.group + g) * stride;
+      std::memcpy(to, block.q + i * block.q_stride + g * d, sizeof(float) * static_cast<size_t>(d));
+      std::fill(to + d, to + stride, 0.0f);
+    }
+  }
+}
+
+/// One segment of one block.
+template <class V, class Row>
+class Segment {
+ public:
+  Segment(const AttentionBlock& block, int segment, const AttentionScratch& scratch, float* state)
+      : block_(block),
+        scratch_(scratch),
+        state_(state),
+        dim_(block.kv->head_dim),
+        stride_(padded_dim(dim_)),
+        begin_(segment * kKeySegment),
+        end_(std::min(begin_ + kKeySegment, block.key_end())),
+        rows_(block.rows()),
+        chunks_((dim_ + V::kLanes - 1) / V::kLanes),
+        // Above two runs of rows, decoding a key once per tile beats decoding it once per run; and
+        // a head_dim that is no multiple of the lanes needs rows with zeros behind them.
+        staged_(rows_ > 2 * V::kRows || dim_ % V::kLanes != 0) {}
+
+  void run() {
+    locate_rows();
+    for (int r = 0; r < rows_; ++r) {
+      float* state = row_state(r);
+      std::fill(state, state + stride_, 0.0f);
+      state[stride_] = kMinusInfinity;
+      V::store(scratch_.sums + r * 16, V::zero());
+    }
+    for (int tile = begin_; tile < end_; tile += kKeyTile) attend_tile(tile);
+    for (int r = 0; r < rows_; ++r) {
+      row_state(r)[stride_ + 1] = V::sum(V::load(scratch_.sums + r * 16));
+    }
+  }
+
+ private:
+  float* row_state(int r) const { return state_ + static_cast<int64_t>(r) * state_stride(dim_); }
+
+  /// Keys of the segment and of the tile behind it (for prefetching).
+  void locate_rows() {
+    const PagedKv& kv = *block_.kv;
+    const int stop = std::min(begin_ + kKeySegment + kKeyTile, block_.key_end());
+    int page = begin_ / kv.page_size, offset = begin_ % kv.page_size;
+    const auto row_bytes = static_cast<int64_t>(dim_) * Row::kBytes;
+    int i = 0;
+    for (int key = begin_; key < stop; ++page, offset = 0) {
+      const std::byte* row = key_row(kv, block_.pages[page], offset, block_.kv_head);
+      for (; offset < kv.page_size && key < stop; ++offset, ++key, row += row_bytes)
+        keys_[i++] = row;
+    }
+    located_ = i;
+  }
+
+  void prefetch_row(const std::byte* row) const {
+    const int bytes = dim_ * Row::kBytes;
+    for (int b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 3);
+  }
+
+  /// Keys that row r may see in the tile: positions up to its own.
+  int visible(int r, int tile, int n) const {
+    return std::min(n, block_.first_position + r / block_.group + 1 - tile);
+  }
+
+  void stage(const std::byte* const* rows, int n) const {
+    for (int j = 0; j < n; ++j) {
+      float* to = scratch_.tile + static_cast<int64_t>(j) * stride_;
+      int i = 0;
+      for (; i + V::kLanes <= dim_; i += V::kLanes) V::store(to + i, Row::load(rows[j], i));
+      if (i < dim_) {
+        std::byte tail[V::kLanes * 4] = {};
+        std::memcpy(tail, rows[j] + i * Row::kBytes, static_cast<size_t>((dim_ - i) * Row::kBytes));
+        V::store(to + i, Row::load(tail, 0));
+      }
+    }
+  }
+
+  void attend_tile(int tile) {
+    const int n = std::min(kKeyTile, end_ - tile);
+    const int first_row = std::max(0, tile - block_.first_position) * block_.group;
+    const std::byte* const* keys = keys_ + (tile - begin_);
+    const std::byte* tile_rows[kKeyTile];
+    const std::byte* value_rows[kKeyTile];
+    for (int j = 0; j < n; ++j) value_rows[j] = keys[j] + block_.kv->value_offset;
+
+    if (staged_) {
+      stage(keys, n);
+      for (int j = 0; j < kKeyTile; ++j) {
+        tile_rows[j] = reinterpret_cast<const std::byte*>(scratch_.tile) +
+                       static_cast<int64_t>(j < n ? j : 0) * stride_ * 4;
+      }
+      score<RowF32<V>, false>(tile_rows, value_rows, n, first_row);
+    } else {
+      for (int j = 0; j < kKeyTile; ++j) tile_rows[j] = keys[j < n ? j : 0];
+      score<Row, true>(tile_rows, value_rows, n, first_row);
+    }
+    softmax(tile, n, first_row);
+    if (staged_) {
+      stage(value_rows, n);
+      for (int j = 0; j < n; ++j) {
+        tile_rows[j] = reinterpret_cast<const std::byte*>(scratch_.tile) +
+                       static_cast<int64_t>(j) * stride_ * 4;
+      }
+      weigh<RowF32<V>>(tile_rows, tile, n, first_row);
+    } else {
+      for (int j = tile + kKeyTile - begin_; j < std::min(located_, tile + 2 * kKeyTile - begin_);
+           ++j) {
+        prefetch_row(keys_[j]);
+      }
+      weigh<Row>(value_rows, tile, n, first_row);
+    }
+  }
+
+  template <class Source, bool kPrefetch>
+  void score(const std::byte* const* keys, const std::byte* const* values, int n, int first_row) {
+    for (int j = 0; j < n; j += 4) {
+      if constexpr (kPrefetch) {
+        for (int v = j; v < std::min(j + 4, n); ++v) prefetch_row(values[v]);
+      }
+      for_row_runs<V>(first_row, rows_, [&]<int R>(int r) {
+        score_4_keys<V, Source, R>(keys + j, scratch_.q + static_cast<int64_t>(r) * stride_,
+                                   stride_, chunks_, scratch_.scores + r * kKeyTile + j);
+      });
+    }
+  }
+
+  /// Scores become probabilities relative to the row's new maximum; masked keys become 0. The
+  /// factor for what was summed before goes to factor_row().
+  void softmax(int tile, int n, int first_row) {
+    using F = typename V::F;
+    const F scale = V::set1(block_.scale * kLog2E);
+    for (int r = first_row; r < rows_; ++r) {
+      const int seen = visible(r, tile, n);
+      float* s = scratch_.scores + r * kKeyTile;
+      float* state = row_state(r);
+      const F masked = V::set1(kMinusInfinity);
+      F max = masked;
+      for (int j = 0; j < seen; j += V::kLanes) {
+        const F z = V::first(seen - j, V::mul(V::load(s + j), scale), masked);
+        V::store(s + j, z);
+        max = V::max(max, z);
+      }
+      const float old_max = state[stride_];
+      const float new_max = std::max(old_max, V::max_lane(max));
+      const float factor = old_max == new_max ? 1.0f : exp2_scalar<V>(old_max - new_max);
+      const F reference = V::set1(new_max);
+      F sum = V::mul(V::load(scratch_.sums + r * 16), V::set1(factor));
+      for (int j = 0; j < seen; j += V::kLanes) {
+        const F p = V::exp2(V::sub(V::load(s + j), reference));
+        V::store(s + j, p);
+        sum = V::add(sum, p);
+      }
+      V::store(scratch_.sums + r * 16, sum);
+      state[stride_] = new_max;
+      scratch_.factors[r] = factor;
+    }
+  }
+
+  template <class Source>
+  void weigh(const std::byte* const* values, int tile, int n, int first_row) {
+    const int stride = state_stride(dim_);
+    for_row_runs<V>(first_row, rows_, [&]<int R>(int r) {
+      // Rows of one run may belong to consecutive queries: the first sees the fewest keys.
+      const float* p = scratch_.scores + r * kKeyTile;
+      const int common = visible(r, tile, n);
+      add_values_all<V, Source, R>(values, common, chunks_, p, scratch_.factors + r, row_state(r),
+                                   stride);
+      for (int i = 1; i < R; ++i) {
+        const int more = visible(r + i, tile, n) - common;
+        if (more == 0) continue;
+        const float one = 1.0f;
+        add_values_all<V, Source, 1>(values + common, more, chunks_, p + i * kKeyTile + common,
+                                     &one, row_state(r + i), stride);
+      }
+    });
+  }
+
+  const AttentionBlock& block_;
+  const AttentionScratch& scratch_;
+  float* state_;
+  const int dim_, stride_, begin_, end_, rows_, chunks_;
+  const bool staged_;
+  int located_ = 0;
+  const std::byte* keys_[kKeySegment + kKeyTile];
+};
+
+template <class V>
+void attend_segment(const AttentionBlock& block, int segment, const AttentionScratch& scratch,
+                    float* state) {
+  switch (block.kv->dtype) {
+    case DType::kF16:
+      return Segment<V, RowF16<V>>(block, segment, scratch, state).run();
+    case DType::kBF16:
+      return Segment<V, RowBF16<V>>(block, segment, scratch, state).run();
+    default:
+      return Segment<V, RowF32<V>>(block, segment, scratch, state).run();
+  }
+}
+
+template <class V>
+void merge_states(float* total, const float* part, int rows, int head_dim) {
+  const int max_at = padded_dim(head_dim), sum_at = max_at + 1, stride = state_stride(head_dim);
+  for (int r = 0; r < rows; ++r, total += stride, part += stride) {
+    if (part[max_at] == kMinusInfinity) continue;  // no keys of this row in the segment
+    const float max = std::max(total[max_at], part[max_at]);
+    const float a = exp2_scalar<V>(total[max_at] - max), b = exp2_scalar<V>(part[max_at] - max);
+    for (int i = 0; i < max_at; i += V::kLanes) {
+      V::store(total + i,
+               V::fma(V::load(part + i), V::set1(b), V::mul(V::load(total + i), V::set1(a))));
+    }
+    total[sum_at] = total[sum_at] * a + part[sum_at] * b;
+    total[max_at] = max;
+  }
+}
+
+template <class V>
+void finish(const AttentionBlock& block, const float* total) {
+  const int d = block.kv->head_dim, stride = state_stride(d);
+  for (int i = 0; i < block.q_len; ++i) {
+    for (int g = 0; g < block.group; ++g, total += stride) {
+      float* out = block.out + i * block.out_stride + g * d;
+      const float inverse = 1.0f / total[padded_dim(d) + 1];
+      for (int e = 0; e < d; ++e) out[e] = total[e] * inverse;
+    }
+  }
+}
+
+template <class V>
+void exp2_row(const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i + V::kLanes <= n; i += V::kLanes) V::store(y + i, V::exp2(V::load(x + i)));
+  for (int64_t i = n / V::kLanes * V::kLanes; i < n; ++i) y[i] = exp2_scalar<V>(x[i]);
+}
+
+}  // namespace capstan::kernels::simd
