@@ -155,7 +155,6 @@ std::vector<Isa> supported_isas() {
   const platform::IsaSupport& cpu = platform::isa_support();
   std::vector<Isa> isas = {Isa::kRef};
   if (cpu.avx2) isas.push_back(Isa::kAvx2);
-  if (cpu.avx512_vnni) isas.push_back(Isa::kAvx512);
   return isas;
 }
 

@@ -5,4 +5,4 @@ set_source_files_properties(${CAPSTAN_AVX2_SOURCES} PROPERTIES COMPILE_OPTIONS
   "-O3;-mavx2;-mfma;-mf16c;-mtune=znver3")
 file(GLOB CAPSTAN_AVX512_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/avx512/*.cpp)
 set_source_files_properties(${CAPSTAN_AVX512_SOURCES} PROPERTIES COMPILE_OPTIONS
-  "-O3;-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni")
+  "-O3;-mavx2;-mfma;-mf16c;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-Wno-uninitialized;-Wno-maybe-uninitialized")
