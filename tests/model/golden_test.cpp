@@ -97,8 +97,8 @@ TEST_P(GoldenTest, GreedyTokensAndDecodeLogits) {
 }
 
 std::string variant_name(const testing::TestParamInfo<GoldenTest::ParamType>& info) {
-  std::string name = std::get<0>(info.param).path + "_" +
-                     std::string(kernels::isa_name(std::get<1>(info.param)));
+  std::string name =
+      std::get<0>(info.param).path + "_" + std::string(kernels::isa_name(std::get<1>(info.param)));
   for (char& c : name) {
     if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
   }
@@ -196,12 +196,11 @@ TEST(Decoder, LogitRowsMayBeNoneOrAny) {
   const auto vocab = static_cast<size_t>(m.model->config().vocab_size);
   const size_t stride = vocab + 5;
   std::vector<float> logits(wanted.size() * stride, -1.0F);
-  ASSERT_TRUE(m.model
-                  ->forward({tokens.subspan(20), p.subspan(20), s.subspan(20), {&rest, 1}, wanted},
-                            *kv,
-                            {logits.data(), 4, static_cast<int64_t>(vocab),
-                             static_cast<int64_t>(stride)})
-                  .ok());
+  ASSERT_TRUE(
+      m.model
+          ->forward({tokens.subspan(20), p.subspan(20), s.subspan(20), {&rest, 1}, wanted}, *kv,
+                    {logits.data(), 4, static_cast<int64_t>(vocab), static_cast<int64_t>(stride)})
+          .ok());
   for (size_t i = 0; i < wanted.size(); ++i) {
     const float* row = logits.data() + i * stride;
     EXPECT_EQ(std::vector<float>(row, row + vocab), expected[static_cast<size_t>(20 + wanted[i])]);

@@ -86,8 +86,7 @@ class Session {
     Rows out;
     if (chunk == 0) chunk = prompt.size();
     for (size_t at = 0; at < prompt.size(); at += chunk) {
-      Rows rows =
-          step({{sequence, prompt.subspan(at, std::min(chunk, prompt.size() - at)), true}});
+      Rows rows = step({{sequence, prompt.subspan(at, std::min(chunk, prompt.size() - at)), true}});
       for (auto& row : rows) out.push_back(std::move(row));
     }
     return out;
@@ -99,8 +98,8 @@ class Session {
                               int sequence = 0) {
     std::vector<int32_t> tokens;
     while (true) {
-      tokens.push_back(static_cast<int32_t>(std::max_element(last.begin(), last.end()) -
-                                            last.begin()));
+      tokens.push_back(
+          static_cast<int32_t>(std::max_element(last.begin(), last.end()) - last.begin()));
       if (rows != nullptr) rows->push_back(last);
       if (tokens.size() == count) return tokens;
       last = step({{sequence, std::span(&tokens.back(), 1)}})[0];
