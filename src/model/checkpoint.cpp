@@ -32,6 +32,7 @@ class FileCheckpoint final : public Checkpoint {
   }
   std::string general_name() const override { return name_; }
   void drop_pages(const TensorView& tensor) const override { table_.drop_pages(tensor); }
+  void drop_all_pages() const override { table_.drop_all_pages(); }
 
   Status open_directory(const std::string& overrides);
   Status open_gguf(const std::string& overrides);

@@ -46,6 +46,7 @@ class Checkpoint {
   virtual std::string general_name() const = 0;  // a human name, may be empty
   /// Gives the tensor's mapped pages back to the system; they are read again when touched.
   virtual void drop_pages(const TensorView& tensor) const = 0;
+  virtual void drop_all_pages() const = 0;
 };
 
 struct LoadProgress {

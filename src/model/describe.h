@@ -12,7 +12,7 @@ namespace capstan::model {
 int64_t parameter_count(const ModelConfig& config);
 
 /// e.g. "LlamaForCausalLM, 134.5M parameters, 30 layers, hidden 576, 9/3 heads of 64, vocabulary
-/// 49152 (tied), context 8192; 98.0 MB of weights: Q4_1 78.9%, Q8_0 21.0%, F32 0.1%". Shares are of
+/// 49152 (tied), context 8192; 96.6 MB of weights: Q4_1 78.9%, Q8_0 21.0%, F32 0.0%". Shares are of
 /// parameters. A checkpoint without weights ends after the context.
 std::string describe(const Checkpoint& checkpoint);
 

@@ -246,7 +246,9 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
   if (cancelled) return Error{ErrorCode::kAborted, "loading was cancelled"};
   progress.finish();
 
-  source.done_with(weights.embedding);  // read again row by row as tokens need it
+  // A fault maps its neighbours too, also those that were given back before. The embedding is
+  // read again row by row as tokens need it.
+  checkpoint->drop_all_pages();
   weights.checkpoint = std::move(checkpoint);
   const ModelConfig config_copy = weights.checkpoint->config();
   return std::unique_ptr<Model>(

@@ -50,11 +50,16 @@ void TensorTable::drop_pages(const TensorView& tensor) const {
   const std::less<const std::byte*> before;
   for (const platform::MappedFile& file : files_) {
     if (!before(tensor.data, file.data()) && before(tensor.data, file.data() + file.size())) {
-      // A page shared with a neighbour may go too: it is the page cache's and comes back unread.
       file.advise(platform::MappedFile::Advice::kDontNeed,
                   static_cast<size_t>(tensor.data - file.data()), tensor.bytes());
       return;
     }
+  }
+}
+
+void TensorTable::drop_all_pages() const {
+  for (const platform::MappedFile& file : files_) {
+    file.advise(platform::MappedFile::Advice::kDontNeed);
   }
 }
 

@@ -26,6 +26,7 @@ class TensorTable {
   /// The dtype that holds most elements of matrices; `absent` without matrices.
   DType bulk_dtype(DType absent) const;
   void drop_pages(const TensorView& tensor) const;
+  void drop_all_pages() const;
 
  private:
   std::vector<platform::MappedFile> files_;

@@ -152,6 +152,25 @@ TEST(Decoder, BatchingAndThreadsChangeNoBit) {
   }
 }
 
+/// The fast path of block-quantised weights rounds activations as well.
+TEST(Decoder, QuantisedActivationsStayClose) {
+  const GoldenCase golden = Golden(testdata("gguf/tiny-llama3-q8_0.golden")).get("short");
+  for (const Isa isa : kernels::supported_isas()) {
+    SCOPED_TRACE(kernels::isa_name(isa));
+    const LoadedModel m = load(testdata("gguf/tiny-llama3-q8_0.gguf"), {.isa = isa});
+    ASSERT_NE(m.model, nullptr);
+    Session session(*m.model, 16);
+    const Session::Rows rows = session.prefill(golden.prompt, 16);
+    for (size_t i = 0; i < golden.logit_positions.size(); ++i) {
+      EXPECT_LE(relative_difference(rows[static_cast<size_t>(golden.logit_positions[i])],
+                                    golden.logits[i]),
+                1e-2)
+          << i;
+    }
+    EXPECT_EQ(session.greedy(rows.back(), golden.greedy.size()), golden.greedy);
+  }
+}
+
 /// A cache of half the width costs precision, but not the model's opinion.
 TEST(Decoder, HalfWidthCachesStayClose) {
   const GoldenCase golden = Golden(testdata("tiny-llama3-f32/golden")).get("short");

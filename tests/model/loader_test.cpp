@@ -87,6 +87,46 @@ TEST(Loader, ModelOutlivesNamesOfFiles) {
   EXPECT_EQ(session.prefill(prompt, 0).size(), 3u);  // reads the mapped embedding
 }
 
+/// Resident bytes of the mappings of `path`.
+size_t resident_bytes(const std::string& path) {
+  std::ifstream smaps("/proc/self/smaps");
+  std::string line;
+  size_t kilobytes = 0;
+  bool ours = false;
+  while (std::getline(smaps, line)) {
+    const size_t colon = line.find(':');
+    if (line.find('-') < line.find(' ')) ours = line.ends_with(path);  // the header of a mapping
+    if (ours && line.compare(0, 4, "Rss:") == 0) kilobytes += std::stoul(line.substr(colon + 1));
+  }
+  return kilobytes * 1024;
+}
+
+TEST(Loader, PackedWeightsDoNotStayMappedToo) {
+  const TempDir dir;
+  dir.write("config.json", R"({"model_type":"llama","hidden_size":512,"intermediate_size":1024,
+      "num_hidden_layers":1,"num_attention_heads":4,"vocab_size":1024,
+      "max_position_embeddings":64,"tie_word_embeddings":true})");
+  ModelConfig c;
+  c.hidden_size = 512;
+  c.intermediate_size = 1024;
+  c.num_layers = 1;
+  c.num_heads = c.num_kv_heads = 4;
+  c.head_dim = 128;
+  c.vocab_size = 1024;
+  c.tie_word_embeddings = true;
+  std::vector<FileTensor> tensors;
+  for (const WeightSpec& w : required_weights(c)) {
+    tensors.push_back(float_tensor(w.name, w.shape, [](int64_t i) { return i % 7 * 0.01; }));
+  }
+  const std::string bytes = safetensors_file(tensors);
+  const std::string path = dir.write("model.safetensors", bytes);
+  EXPECT_EQ(resident_bytes(path), 0u);
+  const auto model = try_load(dir);
+  ASSERT_TRUE(model.ok()) << model.error().message;
+  EXPECT_EQ(resident_bytes(path), 0u);
+  EXPECT_GT(bytes.size(), size_t{12} << 20);
+}
+
 Session::Rows dummy_logits(const std::string& config, uint64_t seed) {
   const TempDir dir;
   dir.write("config.json", config);
