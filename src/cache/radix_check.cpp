@@ -65,13 +65,12 @@ Status RadixTree::check_node(const Node* node, std::vector<uint8_t>& seen, int& 
 
 Status RadixTree::check_lists(int unlocked_nodes) const {
   int listed = 0;
-  std::unordered_map<const Node*, int> place;
   for (size_t c = 0; c < lists_.size(); ++c) {
     const Node* older = nullptr;
     for (const Node* node = lists_[c].head; node != nullptr; node = node->newer) {
       if (node->older != older) return broken("torn eviction list");
       if (node->list_class != static_cast<int>(c)) return broken("node on a list not its own");
-      place[node] = listed++;
+      node->place = listed++;
       older = node;
     }
     if (lists_[c].tail != older) return broken("the eviction list's tail is not its end");
@@ -80,10 +79,11 @@ Status RadixTree::check_lists(int unlocked_nodes) const {
     return broken(std::to_string(listed) + " nodes are listed, " + std::to_string(unlocked_nodes) +
                   " are unlocked");
   }
-  for (const auto& [node, at] : place) {
-    const auto parent = place.find(node->parent);
-    if (parent != place.end() && parent->second < at) {
-      return broken(label(node->id) + " would be evicted after its parent");
+  for (const List& list : lists_) {
+    for (const Node* node = list.head; node != nullptr; node = node->newer) {
+      if (node->parent->list_class >= 0 && node->parent->place < node->place) {
+        return broken(label(node->id) + " would be evicted after its parent");
+      }
     }
   }
   return {};

@@ -181,6 +181,7 @@ struct RadixTree::Node {
   int locked_children = 0;
   uint32_t uses = 1;  // never less than any child's
   int8_t list_class = -1;
+  mutable int place = 0;  // scratch of check()
 
   bool locked() const { return pins > 0 || locked_children > 0; }
 };
