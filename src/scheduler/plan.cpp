@@ -141,7 +141,7 @@ void SchedulerImpl::schedule_prefill(StepPlan& plan) {
       running_.size() >= static_cast<size_t>(config_.max_running_requests)) {
     open = false;
   }
-  if (open) queue_.begin_plan(plan_number_, tree_, config_.page_size);
+  if (open) queue_.begin_plan(tree_, config_.page_size);
 
   if (config_.enable_priority) {
     std::stable_sort(prefilling_.begin(), prefilling_.end(),
@@ -292,7 +292,7 @@ bool SchedulerImpl::try_admit(Sequence& sequence, StepPlan& plan) {
     return false;
   }
 
-  queue_.erase(&sequence);
+  queue_.admitted(&sequence);
   sequence.pin =
       tree_.acquire(sequence.spec.cache_namespace, sequence.tokens, usable, sequence.pages);
   const int missing = pages_for(sequence.length()) - sequence.pin.pages();

@@ -58,8 +58,8 @@ Status validate(const SchedulerConfig& c) {
                                 ": must not be negative",
                             "priority-ageing-per-second");
   }
-  if (c.starvation_plans < 1) {
-    return bad("starvation-plans", c.starvation_plans, "must be at least 1");
+  if (c.max_passed_over < 1) {
+    return bad("max-passed-over", c.max_passed_over, "must be at least 1");
   }
   if (c.enable_priority && c.policy != Policy::kFcfs && c.policy != Policy::kLof) {
     return invalid_argument(
@@ -95,7 +95,7 @@ SchedulerImpl::SchedulerImpl(const SchedulerConfig& config)
       step_budget_(config),
       ratio_(config.conservativeness),
       random_(config.random_seed),
-      queue_(config.policy, config.starvation_plans) {}
+      queue_(config.policy, config.max_passed_over) {}
 
 int64_t SchedulerImpl::max_request_tokens() const {
   const int64_t pool = int64_t{config_.num_pages} * config_.page_size;
@@ -194,7 +194,6 @@ Status SchedulerImpl::add(RequestSpec spec) {
 }
 
 void SchedulerImpl::enqueue(Sequence& sequence) {
-  sequence.queued_at = plan_number_;
   sequence.state = RequestState::kWaiting;
   queue_.insert(&sequence);
 }
@@ -231,9 +230,7 @@ void SchedulerImpl::wake_followers(Sequence& leader, bool leader_left) {
       park(*follower, leader, follower->parked_pages, follower->parked_as_sibling);
       continue;
     }
-    const uint64_t queued_at = follower->queued_at;
     enqueue(*follower);
-    if (!follower->parked_as_sibling) follower->queued_at = queued_at;  // keeps its age
   }
 }
 

@@ -21,9 +21,10 @@
 
 namespace capstan::scheduler {
 
-/// Order in which waiting requests are admitted. All but kFcfs let the oldest request go first once
-/// it was passed over for `starvation_plans` plans. kLpm and kDfsWeight look at the 128 oldest
-/// waiting requests only: matching prefixes costs time in the length of every prompt looked at.
+/// Order in which waiting requests are admitted. All but kFcfs let the oldest request go first
+/// after `max_passed_over` others were admitted before it, so that nobody starves. kLpm and
+/// kDfsWeight look at the 128 oldest waiting requests only: matching prefixes costs time in the
+/// length of every prompt looked at.
 enum class Policy : uint8_t {
   kLpm,        // longest cached prefix first
   kFcfs,       // first come, first served
@@ -64,7 +65,7 @@ struct SchedulerConfig {
   double conservativeness = 1.0;
   int clip_max_new_tokens = 4096;           // no request is assumed to write more than this
   double priority_ageing_per_second = 0.0;  // added to a waiting request's priority
-  int starvation_plans = 512;               // see Policy
+  int max_passed_over = 32;                 // see Policy
   /// A waiting request is held back while a running one computes at least this many tokens of
   /// prefix that it could then take from the cache; at most twice per request. -1: never.
   int in_batch_sharing_tokens = 32;

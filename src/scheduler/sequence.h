@@ -21,7 +21,6 @@ struct Sequence {
   // Place in the waiting queue.
   long double rank = 0;     // of its priority with ageing; smaller goes first
   double policy_key = 0;    // kLof, kRandom; smaller goes first
-  uint64_t queued_at = 0;   // plan number
   int times_parked = 0;     // behind another request's prefill, since it was last queued
   uint64_t peeked_at = ~0;  // version of the tree that peeked_pages was taken from
   int peeked_pages = 0;

@@ -57,8 +57,13 @@ void StepBudget::observe(int prefill_tokens, int decode_tokens, double seconds) 
 NewTokenRatio::NewTokenRatio(double conservativeness)
     : start_(std::min(0.7 * conservativeness, 1.0)),
       least_(start_ * 0.14),
-      decay_((start_ - least_) / 600),
+      decay_((start_ - least_) / kDecaySteps),
       value_(start_) {}
+
+void NewTokenRatio::idle() {
+  value_ = start_;
+  decay_ = (start_ - least_) / kDecaySteps;
+}
 
 void NewTokenRatio::decode_step() { value_ = std::max(value_ - decay_, least_); }
 
@@ -67,6 +72,7 @@ void NewTokenRatio::retraction(int64_t written, int64_t asked, int running) {
   const double needed = static_cast<double>(written + int64_t{kStepsAhead} * running) /
                         static_cast<double>(asked + 1);
   value_ = std::clamp(needed, value_, 1.0);
+  decay_ = (value_ - least_) / kDecaySteps;
 }
 
 }  // namespace capstan::scheduler

@@ -48,8 +48,9 @@ class StepBudget {
 
 /// Share of max_new_tokens that running requests are assumed to write. Starts at
 /// 0.7 * conservativeness (at most 1), falls linearly to 14% of that within 600 decode steps, and
-/// jumps up when a retraction shows that it was too low; back to the start when nothing runs. The
-/// figures are SGLang's defaults (SGLANG_INIT_NEW_TOKEN_RATIO and its companions).
+/// jumps up when a retraction shows that it was too low, to fall from there within 600 steps again;
+/// back to the start when nothing runs. The figures are SGLang's defaults
+/// (SGLANG_INIT_NEW_TOKEN_RATIO and its companions).
 class NewTokenRatio {
  public:
   explicit NewTokenRatio(double conservativeness);
@@ -58,9 +59,11 @@ class NewTokenRatio {
   void decode_step();
   /// `written` and `asked` sum output tokens and max_new_tokens of the `running` requests left.
   void retraction(int64_t written, int64_t asked, int running);
-  void idle() { value_ = start_; }
+  void idle();
 
  private:
+  static constexpr int kDecaySteps = 600;
+
   double start_;
   double least_;
   double decay_;

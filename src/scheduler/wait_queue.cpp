@@ -24,22 +24,25 @@ void WaitQueue::insert(Sequence* sequence) {
 void WaitQueue::erase(Sequence* sequence) {
   by_age_.erase(sequence);
   if (keyed()) by_key_.erase(sequence);
-  if (overdue_ == sequence) overdue_ = nullptr;
 }
 
-void WaitQueue::begin_plan(uint64_t plan_number, const cache::RadixTree& tree, int page_size) {
-  overdue_ = nullptr;
+void WaitQueue::admitted(Sequence* sequence) {
+  passed_over_ = sequence == *by_age_.begin() ? 0 : passed_over_ + 1;
+  erase(sequence);
+}
+
+void WaitQueue::begin_plan(const cache::RadixTree& tree, int page_size) {
   order_.clear();
   order_next_ = 0;
   if (by_age_.empty() || policy_ == Policy::kFcfs) return;
-  Sequence* oldest = *by_age_.begin();
-  if (plan_number - oldest->queued_at > static_cast<uint64_t>(patience_)) overdue_ = oldest;
   if (policy_ == Policy::kLpm) order_by_match(tree, page_size);
   if (policy_ == Policy::kDfsWeight) order_by_weight(tree, page_size);
 }
 
 Sequence* WaitQueue::next() {
-  if (overdue_ != nullptr) return overdue_;
+  if (policy_ != Policy::kFcfs && passed_over_ >= patience_ && !by_age_.empty()) {
+    return *by_age_.begin();
+  }
   if (dynamic()) {
     // Erased ones are skipped here, so that erase() need not search.
     while (order_next_ < order_.size() && !contains(order_[order_next_])) ++order_next_;

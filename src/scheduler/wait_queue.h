@@ -18,16 +18,18 @@ class WaitQueue {
   /// Requests that kLpm and kDfsWeight look at. SGLang drops to fcfs above this number instead.
   static constexpr size_t kWindow = 128;
 
-  WaitQueue(Policy policy, int starvation_plans) : policy_(policy), patience_(starvation_plans) {}
+  WaitQueue(Policy policy, int max_passed_over) : policy_(policy), patience_(max_passed_over) {}
 
   void insert(Sequence* sequence);
   void erase(Sequence* sequence);
+  /// Erases a request that is being admitted, and keeps count of those passed over.
+  void admitted(Sequence* sequence);
   size_t size() const { return by_age_.size(); }
   bool empty() const { return by_age_.empty(); }
   bool contains(Sequence* sequence) const { return by_age_.contains(sequence); }
 
   /// Prepares next() for one plan.
-  void begin_plan(uint64_t plan_number, const cache::RadixTree& tree, int page_size);
+  void begin_plan(const cache::RadixTree& tree, int page_size);
   /// The request to try next; null when none is left to try. It stays queued until erased, and is
   /// returned again until then.
   Sequence* next();
@@ -63,7 +65,7 @@ class WaitQueue {
   std::set<Sequence*, ByKey> by_key_;  // keyed policies only
   std::vector<Sequence*> order_;       // dynamic policies: this plan's order
   size_t order_next_ = 0;
-  Sequence* overdue_ = nullptr;
+  int passed_over_ = 0;  // admissions since the oldest of its time was admitted
 };
 
 /// Pages of `sequence` that may come from the cache: the last token is always computed, for its
