@@ -6,6 +6,7 @@
 #include <string>
 
 #include "text/tokenizer.h"
+#include "text/utf8.h"
 
 namespace capstan::text {
 
@@ -20,7 +21,7 @@ class Detokenizer {
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;
   bool skip_special_tokens_;
-  std::string pending_;
+  Utf8Stream stream_;
 };
 
 }  // namespace capstan::text
