@@ -15,8 +15,7 @@ constexpr std::array<int16_t, kAlphabetEnd> make_byte_of() {
   for (int16_t& entry : byte_of) entry = -1;
   size_t next = 256;
   for (int16_t byte = 0; byte < 256; ++byte) {
-    const bool same =
-        (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
+    const bool same = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
     byte_of[same ? static_cast<size_t>(byte) : next++] = byte;
   }
   return byte_of;

@@ -26,8 +26,8 @@ class JinjaTemplate final : public ChatTemplate {
   Result<std::string> render(std::string_view context_json) const override {
     RustScope scope;
     RustBytes text, message;
-    const int32_t status = capstan_template_render(handle_.get(), rust_slice(context_json),
-                                                   text.out(), message.out());
+    const int32_t status =
+        capstan_template_render(handle_.get(), rust_slice(context_json), text.out(), message.out());
     if (status == kCapstanTextRaised) return rust_error(status, {}, message);
     if (status != kCapstanTextOk) return rust_error(status, "chat template", message);
     return std::string(text.view());
@@ -39,9 +39,8 @@ class JinjaTemplate final : public ChatTemplate {
   /// Whether a user message with this content (JSON) reaches the output. Asking the template
   /// itself works for any way of writing it; reading its source would not.
   bool shows(const std::string& content) const {
-    const Result<std::string> text =
-        render(R"({"messages":[{"role":"user","content":)" + content +
-               R"(}],"add_generation_prompt":true})");
+    const Result<std::string> text = render(R"({"messages":[{"role":"user","content":)" + content +
+                                            R"(}],"add_generation_prompt":true})");
     return text.ok() && text->find(kProbe) != std::string::npos;
   }
 
@@ -51,15 +50,14 @@ class JinjaTemplate final : public ChatTemplate {
 
 }  // namespace
 
-Result<std::unique_ptr<ChatTemplate>> ChatTemplate::compile(std::string_view jinja,
-                                                            Tokens tokens) {
+Result<std::unique_ptr<ChatTemplate>> ChatTemplate::compile(std::string_view jinja, Tokens tokens) {
   Handle handle;
   {
     RustScope scope;
     CapstanTemplate* raw = nullptr;
     RustBytes message;
-    const int32_t status = capstan_template_compile(
-        rust_slice(jinja), rust_slice(tokens.bos), rust_slice(tokens.eos), &raw, message.out());
+    const int32_t status = capstan_template_compile(rust_slice(jinja), rust_slice(tokens.bos),
+                                                    rust_slice(tokens.eos), &raw, message.out());
     if (status != kCapstanTextOk) return rust_error(status, "chat template", message);
     handle.reset(raw);
   }

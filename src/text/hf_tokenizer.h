@@ -13,8 +13,7 @@ namespace capstan::text {
 /// What is known besides tokenizer.json.
 struct TokenizerSettings {
   std::string bos_token, eos_token;  // empty if none
-  /// Replace the file's post-processor, as transformers does when its configuration mentions
-  /// add_bos_token or add_eos_token.
+  /// Replace the post-processor of tokenizer.json by BOS and EOS as asked for.
   bool replace_post_processor = false;
   bool add_bos = false, add_eos = false;
   std::string chat_template, tool_chat_template;

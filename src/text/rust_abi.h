@@ -61,7 +61,6 @@ int32_t capstan_template_compile(CapstanTextSlice source, CapstanTextSlice bos,
                                  CapstanTextSlice eos, CapstanTemplate** out,
                                  CapstanTextBytes* error);
 void capstan_template_free(CapstanTemplate* chat_template);
-int32_t capstan_template_render(const CapstanTemplate* chat_template,
-                                CapstanTextSlice context_json, CapstanTextBytes* out,
-                                CapstanTextBytes* error);
+int32_t capstan_template_render(const CapstanTemplate* chat_template, CapstanTextSlice context_json,
+                                CapstanTextBytes* out, CapstanTextBytes* error);
 }

@@ -51,9 +51,7 @@ class RustBytes {
   RustBytes& operator=(const RustBytes&) = delete;
 
   CapstanTextBytes* out() { return &raw_; }
-  std::string_view view() const {
-    return {reinterpret_cast<const char*>(raw_.data), raw_.size};
-  }
+  std::string_view view() const { return {reinterpret_cast<const char*>(raw_.data), raw_.size}; }
 
  private:
   CapstanTextBytes raw_{nullptr, 0};

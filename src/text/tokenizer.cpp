@@ -27,8 +27,7 @@ Result<Handle> create(std::string_view json, const CapstanTokenizerPostOptions& 
   RustScope scope;
   CapstanTokenizer* raw = nullptr;
   RustBytes message;
-  const int32_t status =
-      capstan_tokenizer_create(rust_slice(json), &options, &raw, message.out());
+  const int32_t status = capstan_tokenizer_create(rust_slice(json), &options, &raw, message.out());
   if (status != kCapstanTextOk) return rust_error(status, origin, message);
   return Handle(raw);
 }

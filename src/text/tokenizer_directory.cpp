@@ -106,10 +106,11 @@ Result<std::shared_ptr<const Tokenizer>> Tokenizer::from_directory(const std::st
   };
   settings.bos_token = named("bos_token");
   settings.eos_token = named("eos_token");
-  settings.replace_post_processor =
-      config.contains("add_bos_token") || config.contains("add_eos_token");
-  settings.add_bos = flag(config, "add_bos_token");
-  settings.add_eos = flag(config, "add_eos_token");
+  settings.add_bos = flag(config, "add_bos_token") && !settings.bos_token.empty();
+  settings.add_eos = flag(config, "add_eos_token") && !settings.eos_token.empty();
+  // The keys ask for tokens that a file's own post-processor (often just ByteLevel) may not add.
+  // "false" takes nothing away: transformers keeps what tokenizer.json says.
+  settings.replace_post_processor = settings.add_bos || settings.add_eos;
   if (const json::value* value = config.if_contains("chat_template")) {
     read_template(settings, *value);
   }
