@@ -1,21 +1,15 @@
-# cmake -DROOT=web -DOUTPUT=x.cpp -P embed_assets.cmake
-# Writes a C++ source with every page file beneath ROOT (html, css, js, mjs, json, svg, png, ico, woff2, txt,
-# webmanifest) as byte arrays. index.html also answers "/". Files of tooling (package.json, node_modules,
-# tests, dot files) stay out.
-file(GLOB_RECURSE files RELATIVE ${ROOT}
-  ${ROOT}/*.html ${ROOT}/*.css ${ROOT}/*.js ${ROOT}/*.mjs ${ROOT}/*.json ${ROOT}/*.svg ${ROOT}/*.png
-  ${ROOT}/*.ico ${ROOT}/*.woff2 ${ROOT}/*.txt ${ROOT}/*.webmanifest)
+# cmake "-DFILES=a.html|b.js" -DOUTPUT=x.cpp -P embed_assets.cmake
+# Writes a C++ source with the files as byte arrays, each served under "/" and its name; index.html also
+# answers "/".
+string(REPLACE "|" ";" files "${FILES}")
 list(SORT files)
 set(arrays "")
 set(table "")
 set(index 0)
-foreach(file ${files})
-  if(file MATCHES "(^|/)(node_modules|tests?|\\.[^/]*)/" OR file MATCHES "(^|/)(package(-lock)?|tsconfig)\\.json$"
-     OR file MATCHES "\\.(test|config)\\.m?js$")
-    continue()
-  endif()
-  file(READ ${ROOT}/${file} hex HEX)
-  file(SHA256 ${ROOT}/${file} sha)
+foreach(path ${files})
+  get_filename_component(file ${path} NAME)
+  file(READ ${path} hex HEX)
+  file(SHA256 ${path} sha)
   string(SUBSTRING ${sha} 0 16 sha)
   string(LENGTH "${hex}" length)
   math(EXPR length "${length} / 2")

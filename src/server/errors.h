@@ -11,9 +11,9 @@ namespace capstan::server {
 struct ApiError {
   int status = 500;
   std::string message;
-  std::string param;      // offending field, or empty
-  std::string code;       // e.g. model_not_found; empty: the status number
-  bool retry = true;      // false on a 5xx that would repeat: x-should-retry: false
+  std::string param;  // offending field, or empty
+  std::string code;   // e.g. model_not_found; empty: the status number
+  bool retry = true;  // false on a 5xx that would repeat: x-should-retry: false
 };
 
 ApiError bad_request(std::string message, std::string param = {});

@@ -14,8 +14,8 @@ namespace capstan::server {
 
 struct HttpRequest {
   std::string method;
-  std::string target;  // as sent
-  std::string path;    // percent-decoded, without query and trailing slash
+  std::string target;                // as sent
+  std::string path;                  // percent-decoded, without query and trailing slash
   std::string_view route = "other";  // pattern that matched; for metrics
   std::string query;                 // raw, without '?'
   std::vector<std::pair<std::string, std::string>> headers;  // names in lower case

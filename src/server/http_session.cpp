@@ -224,17 +224,18 @@ Task<void> HttpSession::finish_stream() {
 void HttpSession::watch_for_disconnect() {
   if (watching_ || disconnected_ || input_.size() >= kMaxPipelined) return;
   watching_ = true;
-  socket_.async_read_some(input_.prepare(2048), [self = shared_from_this()](error_code ec, size_t n) {
-    self->watching_ = false;
-    self->input_.commit(n);
-    if (ec && ec != asio::error::operation_aborted) self->client_left();
-    if (!self->in_request_ || ec) {
-      self->watch_ended_.notify();
-      return;
-    }
-    self->watch_for_disconnect();
-    if (!self->watching_) self->watch_ended_.notify();
-  });
+  socket_.async_read_some(input_.prepare(2048),
+                          [self = shared_from_this()](error_code ec, size_t n) {
+                            self->watching_ = false;
+                            self->input_.commit(n);
+                            if (ec && ec != asio::error::operation_aborted) self->client_left();
+                            if (!self->in_request_ || ec) {
+                              self->watch_ended_.notify();
+                              return;
+                            }
+                            self->watch_for_disconnect();
+                            if (!self->watching_) self->watch_ended_.notify();
+                          });
 }
 
 Task<void> HttpSession::stop_watching() {

@@ -94,9 +94,8 @@ Task<HttpSession::ReadResult> HttpSession::read_request() {
     request_.method = std::string(message.method_string());
     parse_target({message.target().data(), message.target().size()}, &request_);
     for (const auto& field : message) {
-      request_.headers.emplace_back(
-          lower({field.name_string().data(), field.name_string().size()}),
-          std::string(field.value().data(), field.value().size()));
+      request_.headers.emplace_back(lower({field.name_string().data(), field.name_string().size()}),
+                                    std::string(field.value().data(), field.value().size()));
     }
   }
   request_.received = Clock::now();
@@ -112,9 +111,9 @@ Task<HttpSession::ReadResult> HttpSession::read_request() {
     if (timed_out) {
       response = error_response(api_error(408, "The request did not arrive in time."));
     } else if (ec == http::error::body_limit) {
-      response = error_response(api_error(
-          413, "The request body exceeds the limit of " +
-                   std::to_string(app_.config.max_body_bytes) + " bytes."));
+      response = error_response(api_error(413, "The request body exceeds the limit of " +
+                                                   std::to_string(app_.config.max_body_bytes) +
+                                                   " bytes."));
     } else if (ec == http::error::header_limit) {
       response = error_response(api_error(431, "The request headers exceed the limit of " +
                                                    std::to_string(kMaxHeaderBytes) + " bytes."));
@@ -213,9 +212,10 @@ Task<void> HttpSession::write_response(HttpResponse response) {
 void HttpSession::log_access(int status, size_t bytes) const {
   if (!app_.config.access_log || is_probe(request_.path)) return;
   // As sent (no control characters can be in it), without the query.
-  const std::string_view target = std::string_view(request_.target).substr(0, request_.target.find('?'));
-  LOG_INFO("{} \"{} {}\" {} {}B {:.1f}ms id={}", request_.peer, request_.method, target, status, bytes, seconds_between(request_.received, Clock::now()) * 1e3,
-           request_.request_id);
+  const std::string_view target =
+      std::string_view(request_.target).substr(0, request_.target.find('?'));
+  LOG_INFO("{} \"{} {}\" {} {}B {:.1f}ms id={}", request_.peer, request_.method, target, status,
+           bytes, seconds_between(request_.received, Clock::now()) * 1e3, request_.request_id);
 }
 
 }  // namespace capstan::server

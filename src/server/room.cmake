@@ -5,15 +5,16 @@ target_link_libraries(${ROOM_TARGET} ${ROOM_VISIBILITY} prometheus-cpp::core Thr
 # One translation unit would otherwise instantiate asio's internals per file.
 target_compile_definitions(${ROOM_TARGET} ${ROOM_VISIBILITY} BOOST_ASIO_NO_DEPRECATED)
 
-file(GLOB_RECURSE CAPSTAN_WEB_FILES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/web/*)
-set(CAPSTAN_WEB_ROOT ${CMAKE_SOURCE_DIR}/web)
-if(IS_DIRECTORY ${CMAKE_SOURCE_DIR}/web/dist)
-  set(CAPSTAN_WEB_ROOT ${CMAKE_SOURCE_DIR}/web/dist)
+# web/files.cmake lists the page's files in CAPSTAN_WEB_FILES; each is served under its own name.
+set(CAPSTAN_WEB_FILES "")
+if(EXISTS ${CMAKE_SOURCE_DIR}/web/files.cmake)
+  include(${CMAKE_SOURCE_DIR}/web/files.cmake)
 endif()
 set(CAPSTAN_WEB_SOURCE ${CMAKE_BINARY_DIR}/generated/server/embedded_assets.cpp)
+string(REPLACE ";" "|" CAPSTAN_WEB_LIST "${CAPSTAN_WEB_FILES}")
 add_custom_command(
   OUTPUT ${CAPSTAN_WEB_SOURCE}
-  COMMAND ${CMAKE_COMMAND} -DROOT=${CAPSTAN_WEB_ROOT} -DOUTPUT=${CAPSTAN_WEB_SOURCE}
+  COMMAND ${CMAKE_COMMAND} "-DFILES=${CAPSTAN_WEB_LIST}" -DOUTPUT=${CAPSTAN_WEB_SOURCE}
           -P ${CMAKE_SOURCE_DIR}/src/server/embed_assets.cmake
   DEPENDS ${CAPSTAN_WEB_FILES} ${CMAKE_SOURCE_DIR}/src/server/embed_assets.cmake
   COMMENT "Embedding the chat page"

@@ -60,10 +60,10 @@ Task<HttpResponse> Router::dispatch(Exchange& exchange) const {
   // Without the key nothing is learned, not even which paths exist.
   const Access access = found != nullptr ? found->access : Access::kApi;
   if (!authorized(request, access, app_->config.api_key, app_->config.admin_api_key)) {
-    HttpResponse response = error_response(api_error(
-        401, presented_key(request).empty()
-                 ? "Unauthorized: send the API key as 'Authorization: Bearer KEY'."
-                 : "Unauthorized: the API key is not valid for this endpoint."));
+    HttpResponse response = error_response(
+        api_error(401, presented_key(request).empty()
+                           ? "Unauthorized: send the API key as 'Authorization: Bearer KEY'."
+                           : "Unauthorized: the API key is not valid for this endpoint."));
     response.headers.emplace_back("WWW-Authenticate", "Bearer");
     co_return response;
   }

@@ -1,0 +1,112 @@
+// /health: does the engine still make progress? A one-token probe goes through the engine beside
+// all other work; it is not counted, cached or queued. The answer comes within a second:
+//   200  the probe came back, or any step finished since it was sent, or the engine has been busy
+//        with one step for less than the timeout (a long prefill chunk is not a hang);
+//   503  starting, draining, or nothing finished for the timeout although the probe waits.
+#include <mutex>
+
+#include "server/handlers.h"
+
+namespace capstan::server {
+namespace {
+
+constexpr double kAnswerWithin = 0.9;  // seconds
+
+struct Probe final : public EventReceiver {
+  void on_event(engine::OutputEvent&& event) override {
+    if (event.finished) {
+      done = true;
+      if (waiter != nullptr) waiter->notify();
+    }
+  }
+  // IO thread of the request that sent it; null once that has been answered. (Not a member: the
+  // engine may hold the probe longer than its IO thread lives.)
+  Signal* waiter = nullptr;
+  std::atomic<bool> done{false};
+  scheduler::RequestId id = 0;
+  uint64_t steps = 0;  // of the engine when it was sent
+  Clock::time_point sent = Clock::now();
+};
+
+// A probe that did not come back in time is kept, so that later calls know since when.
+struct HealthState {
+  std::mutex mutex;
+  std::shared_ptr<Probe> overdue;
+};
+
+bool progressed(const AppState& app, const Probe& probe) {
+  return probe.done || app.engine->stats().steps > probe.steps;
+}
+
+Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state) {
+  const HttpResponse healthy = text_response(200, ""), unhealthy = text_response(503, "");
+  if (!app.ready || app.draining) co_return unhealthy;
+  if (!app.config.health_generation) co_return healthy;
+  const double timeout = app.config.health_timeout;
+
+  std::shared_ptr<Probe> probe;
+  {
+    const std::lock_guard lock(state.mutex);
+    if (state.overdue && progressed(app, *state.overdue)) {
+      app.engine->cancel(state.overdue->id);
+      state.overdue.reset();
+    }
+    probe = state.overdue;
+  }
+  if (probe) {
+    const bool hung = seconds_between(probe->sent, Clock::now()) >= timeout;
+    co_return hung ? unhealthy : healthy;
+  }
+
+  Signal answered(exchange.executor());
+  probe = std::make_shared<Probe>();
+  probe->waiter = &answered;
+  probe->steps = app.engine->stats().steps;
+  engine::EngineRequest request;
+  request.prompt = {std::max(0, app.tokenizer->bos_id())};
+  request.sampling.max_new_tokens = 1;
+  request.sampling.temperature = 0;
+  request.probe = true;
+  const auto id = app.engine->submit(
+      std::move(request), [mailbox = exchange.mailbox(), probe](engine::OutputEvent&& event) {
+        mailbox->push(probe, std::move(event));
+      });
+  if (!id.ok()) co_return unhealthy;
+  probe->id = *id;
+  const auto patience = std::chrono::duration_cast<Clock::duration>(
+      std::chrono::duration<double>(std::min(kAnswerWithin, timeout)));
+  const bool in_time = co_await answered.wait_until(probe->sent + patience);
+  probe->waiter = nullptr;
+  if (in_time) co_return healthy;
+  if (progressed(app, *probe)) {
+    app.engine->cancel(probe->id);
+    co_return healthy;
+  }
+  {
+    const std::lock_guard lock(state.mutex);
+    if (!state.overdue) {
+      state.overdue = probe;
+    } else {
+      app.engine->cancel(probe->id);
+    }
+  }
+  co_return seconds_between(probe->sent, Clock::now()) >= timeout ? unhealthy : healthy;
+}
+
+}  // namespace
+
+void add_health_routes(AppState& app) {
+  auto state = std::make_shared<HealthState>();
+  for (const char* path : {"/health", "/health_generate"}) {
+    app.router.add({.pattern = path,
+                    .methods = {"GET"},
+                    .access = Access::kOpen,
+                    .handler = [&app, state](Exchange& e) { return health(app, e, *state); }});
+  }
+  app.router.add({.pattern = "/ping",
+                  .methods = {"GET"},
+                  .access = Access::kOpen,
+                  .handler = immediate([](const HttpRequest&) { return text_response(200, ""); })});
+}
+
+}  // namespace capstan::server
