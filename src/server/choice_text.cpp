@@ -10,7 +10,7 @@ ChoiceText::ChoiceText(std::shared_ptr<const text::Tokenizer> tokenizer,
 
 void ChoiceText::filter(std::string_view text, std::string* out) {
   *out += stops_->push(text);
-  if (stops_->matched()) matched_ = std::string(*stops_->matched());
+  if (stops_->matched()) matched_ = stops_->matched_stop();
 }
 
 void ChoiceText::push(int32_t id, std::string* out) {

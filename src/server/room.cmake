@@ -20,3 +20,7 @@ add_custom_command(
   COMMENT "Embedding the chat page"
   VERBATIM)
 target_sources(${ROOM_TARGET} PRIVATE ${CAPSTAN_WEB_SOURCE})
+# g++ 12 takes asio's coroutine frame allocator for a mismatched pair (GCC bug 109224).
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(${ROOM_TARGET} PRIVATE -Wno-mismatched-new-delete)
+endif()

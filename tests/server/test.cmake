@@ -1,0 +1,5 @@
+find_package(Boost 1.81 REQUIRED COMPONENTS json)
+target_link_libraries(${NAME}_test PRIVATE Boost::json)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(${NAME}_test PRIVATE -Wno-mismatched-new-delete)
+endif()
