@@ -24,6 +24,7 @@ import glob
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -78,6 +79,40 @@ def free_port():
         return s.getsockname()[1]
 
 
+def cpu_seconds(pid=None):
+    """CPU time used so far by one process, or by everything on the machine; None where /proc is not."""
+    try:
+        if pid is None:
+            with open("/proc/stat", encoding="ascii") as f:
+                user, nice, system, _, _, irq, softirq = map(int, f.readline().split()[1:8])
+            ticks = user + nice + system + irq + softirq
+        else:
+            with open(f"/proc/{pid}/stat", encoding="ascii") as f:
+                ticks = sum(map(int, f.read().rpartition(")")[2].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+
+
+class OtherLoad:
+    """What share of the machine went to processes that are neither the server nor this client.
+
+    Threads that spin at a barrier lose far more than that share when one of them is taken off its core,
+    so even a few percent spoil a measurement.
+    """
+
+    def __init__(self, server_pid):
+        self.pids = (server_pid, os.getpid())
+        self.start = self.now()
+
+    def now(self):
+        return time.monotonic(), cpu_seconds(), sum(cpu_seconds(p) or 0.0 for p in self.pids)
+
+    def share(self):
+        elapsed, everything, ours = (b - a for a, b in zip(self.start, self.now()))
+        return max(0.0, everything - ours) / (elapsed * os.cpu_count())
+
+
 class Side:
     """One of the two programs: how it is started for a number of sequences of a given length."""
 
@@ -108,7 +143,7 @@ class Side:
                                                           lambda: process.poll() is None)):
                     raise RuntimeError(f"{self.name} did not become ready (exit status {process.poll()}); "
                                        f"see {log.name}: {' '.join(command)}")
-                yield client, time.monotonic() - start
+                yield client, time.monotonic() - start, process.pid
             finally:
                 process.terminate()
                 try:
@@ -120,11 +155,16 @@ class Side:
 
 def measure(side, scenario, args):
     run, context, sequences = SCENARIOS[scenario]
-    with side.running(context, sequences) as (client, ready):
+    with side.running(context, sequences) as (client, ready, pid):
         # One short request first: pages of the weights, lazily made buffers, threads that start late.
         asyncio.run(load_client.decode(client, 1, 8, 4, seed=99))
+        others = OtherLoad(pid)
         figures = asyncio.run(run(client, args))
+        figures["other_load"] = others.share()
     figures["ready_s"] = ready
+    if figures["other_load"] > 0.05:
+        print(f"warning: {scenario}, {side.name}: {figures['other_load']:.0%} of the machine went to other "
+              "processes; these figures say little", file=sys.stderr)
     return figures
 
 
@@ -172,6 +212,8 @@ def main():
     parser.add_argument("--json", help="write figures here; figures already there are kept")
     args = parser.parse_args()
 
+    # A plain kill must not leave a server behind: let `finally` run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     args.llama_server = args.llama_server or find_llama_server()
     names = ["llama.cpp", "capstan"] if args.side == "both" else [args.side]
     if "llama.cpp" in names and not args.llama_server:
@@ -196,7 +238,7 @@ def main():
             for side in sides:
                 runs[side.name].append(measure(side, scenario, args))
                 print(f"{scenario:14}{side.name:10}" + ", ".join(
-                    f"{k} {v:.1f}" for k, v in runs[side.name][-1].items()), file=sys.stderr, flush=True)
+                    f"{k} {v:.3g}" for k, v in runs[side.name][-1].items()), file=sys.stderr, flush=True)
         for name in names:
             document["results"].setdefault(scenario, {})[name] = medians(runs[name])
         if args.json:
