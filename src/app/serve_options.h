@@ -1,0 +1,53 @@
+// What `capstan serve` does, decided from its flags and the environment before anything is opened.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "app/flags.h"
+#include "engine/engine.h"
+#include "kernels/cpu_ops.h"
+#include "server/server.h"
+
+namespace capstan::app {
+
+enum class LoadFormat : uint8_t { kAuto, kSafetensors, kGguf, kDummy };
+
+struct ServeOptions {
+  std::string model_path;  // empty: the default model
+  std::string tokenizer_path;
+  std::string chat_template_path;
+  std::string model_overrides_json = "{}";
+  LoadFormat load_format = LoadFormat::kAuto;
+  std::string quantization;
+  std::string kv_cache_dtype = "auto";
+  std::optional<int64_t> context_length;
+  bool allow_longer_context = false;
+  std::optional<double> mem_fraction_static;
+  std::optional<int64_t> max_total_tokens;
+  int threads = 0;
+  std::optional<kernels::Isa> isa;
+  bool sampling_defaults_from_model = true;
+  bool skip_warmup = false;
+  std::string log_level = "info";
+
+  engine::EngineConfig engine;  // without what only the checkpoint can tell
+  server::ServerConfig server;
+
+  double shutdown_timeout = 0;  // seconds; 0 = unbounded
+  bool force_shutdown = false;  // the first signal ends the process at once
+
+  std::vector<std::string> warnings;  // one line each, for the log
+};
+
+/// Reads an environment variable; injectable for tests.
+using Environment = std::function<std::optional<std::string>(const std::string&)>;
+Environment process_environment();
+
+/// Checks what can be checked without a model. Errors say which flag, which value and what to do;
+/// the process exits with 1.
+Result<ServeOptions> make_serve_options(const FlagValues& flags, const Environment& environment);
+
+}  // namespace capstan::app

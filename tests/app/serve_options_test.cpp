@@ -1,0 +1,297 @@
+#include "app/serve_options.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+
+#include "app/default_model.h"
+#include "app/model_setup.h"
+
+namespace capstan::app {
+namespace {
+
+using Variables = std::map<std::string, std::string>;
+
+Environment environment(Variables variables = {}) {
+  return [variables](const std::string& name) -> std::optional<std::string> {
+    const auto it = variables.find(name);
+    if (it == variables.end()) return std::nullopt;
+    return it->second;
+  };
+}
+
+Result<ServeOptions> options_of(const std::vector<std::string>& args, Variables variables = {}) {
+  const auto flags = parse_flags(args);
+  EXPECT_TRUE(flags.ok()) << flags.error().message;
+  return make_serve_options(*flags, environment(std::move(variables)));
+}
+
+ServeOptions good(const std::vector<std::string>& args, Variables variables = {}) {
+  auto options = options_of(args, std::move(variables));
+  if (!options.ok()) {
+    ADD_FAILURE() << options.error().message;
+    return {};
+  }
+  return *options;
+}
+
+std::string refused(const std::vector<std::string>& args, Variables variables = {}) {
+  const auto options = options_of(args, std::move(variables));
+  if (options.ok()) {
+    ADD_FAILURE() << "accepted";
+    return "";
+  }
+  return options.error().message;
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+TEST(ServeOptions, Defaults) {
+  const ServeOptions o = good({});
+  EXPECT_EQ(o.server.host, "127.0.0.1");
+  EXPECT_EQ(o.server.port, 30000);
+  EXPECT_EQ(o.engine.scheduler.page_size, 16);
+  EXPECT_EQ(o.engine.scheduler.chunked_prefill_size, 512);
+  EXPECT_EQ(o.engine.scheduler.policy, scheduler::Policy::kFcfs);
+  EXPECT_EQ(o.engine.scheduler.max_queued_requests, -1);
+  EXPECT_EQ(o.engine.watchdog_timeout, 300);
+  EXPECT_LT(o.engine.random_seed, 1u << 30);
+  EXPECT_FALSE(o.server.enable_metrics);
+  EXPECT_TRUE(o.server.access_log);
+  EXPECT_TRUE(o.warnings.empty());
+}
+
+TEST(ServeOptions, FlagsReachTheirPlace) {
+  const ServeOptions o = good({"--model-path",
+                               "/m",
+                               "--served-model-name",
+                               "name",
+                               "--host",
+                               "::",
+                               "--port",
+                               "0",
+                               "--context-length",
+                               "4k",
+                               "--page-size",
+                               "32",
+                               "--chunked-prefill-size=64",
+                               "--max-running-requests",
+                               "7",
+                               "--max-queued",
+                               "3",
+                               "--schedule-policy",
+                               "lpm",
+                               "--retraction-policy",
+                               "priority",
+                               "--disable-radix",
+                               "--random-seed",
+                               "5",
+                               "--api-key",
+                               "k",
+                               "--enable-metrics",
+                               "--enable-cache-report",
+                               "--stream-interval",
+                               "4",
+                               "--log-level-http",
+                               "warning",
+                               "--mem-fraction-static",
+                               "0.5",
+                               "--load-format",
+                               "dummy",
+                               "--sampling-defaults",
+                               "openai",
+                               "--isa",
+                               "ref",
+                               "--threads",
+                               "2"});
+  EXPECT_EQ(o.model_path, "/m");
+  EXPECT_EQ(o.server.served_model_name, "name");
+  EXPECT_EQ(o.server.port, 0);
+  EXPECT_EQ(o.context_length, 4000);
+  EXPECT_EQ(o.engine.scheduler.page_size, 32);
+  EXPECT_EQ(o.engine.scheduler.chunked_prefill_size, 64);
+  EXPECT_EQ(o.engine.scheduler.max_running_requests, 7);
+  EXPECT_EQ(o.engine.scheduler.max_queued_requests, 3);
+  EXPECT_EQ(o.engine.scheduler.policy, scheduler::Policy::kLpm);
+  EXPECT_TRUE(o.engine.scheduler.retract_by_priority);
+  EXPECT_TRUE(o.engine.scheduler.disable_radix_cache);
+  EXPECT_EQ(o.engine.random_seed, 5u);
+  EXPECT_EQ(o.server.api_key, "k");
+  EXPECT_FALSE(contains(o.server.launch_args, "\"k\""));
+  EXPECT_TRUE(o.server.enable_metrics);
+  EXPECT_TRUE(o.server.enable_cache_report);
+  EXPECT_EQ(o.server.stream_interval, 4);
+  EXPECT_FALSE(o.server.access_log);
+  EXPECT_EQ(o.mem_fraction_static, 0.5);
+  EXPECT_EQ(o.load_format, LoadFormat::kDummy);
+  EXPECT_FALSE(o.sampling_defaults_from_model);
+  EXPECT_EQ(o.isa, kernels::Isa::kRef);
+  EXPECT_EQ(o.threads, 2);
+}
+
+TEST(ServeOptions, FlagsWithoutMeaningGiveOneWarningEach) {
+  const ServeOptions o = good({"--cuda-graph-max-bs", "8", "--trust-remote-code",
+                               "--torch-compile-max-bs", "8", "--attention-backend", "fa3"});
+  ASSERT_EQ(o.warnings.size(), 4u);
+  for (const char* name :
+       {"cuda-graph-max-bs", "trust-remote-code", "torch-compile-max-bs", "attention-backend"}) {
+    EXPECT_EQ(std::count_if(o.warnings.begin(), o.warnings.end(),
+                            [&](const std::string& w) {
+                              return contains(w, "--" + std::string(name) + " has no effect");
+                            }),
+              1)
+        << name;
+  }
+}
+
+TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
+  const std::vector<std::vector<std::string>> cases = {
+      {"--tp", "2"},
+      {"--tp", "2", "--nnodes", "2", "--dist-init-addr", "a:1"},
+      {"--dp", "2"},
+      {"--pp-size", "2"},
+      {"--ep", "4"},
+      {"--speculative-algorithm", "EAGLE"},
+      {"--disaggregation-mode", "prefill"},
+      {"--ssl-keyfile", "k"},
+      {"--enable-lora"},
+      {"--is-embedding"},
+      {"--reasoning-parser", "deepseek-r1"},
+      {"--tool-call-parser", "qwen25"},
+      {"--kv-cache-dtype", "fp8_e4m3"},
+      {"--load-format", "pt"},
+      {"--device", "cuda"},
+      {"--schedule-policy", "routing-key"},
+      {"--radix-eviction-policy", "lfu"},
+      {"--enable-hierarchical-cache"},
+  };
+  for (const auto& args : cases) {
+    const std::string message = refused(args);
+    EXPECT_TRUE(contains(message, "--")) << message;
+    EXPECT_TRUE(contains(message, "not available") || contains(message, "not supported"))
+        << message;
+  }
+  // Their defaults, spelled out, are fine.
+  good({"--tp", "1", "--dp", "1", "--pp-size", "1", "--ep", "1", "--nnodes", "1", "--node-rank",
+        "0", "--disaggregation-mode", "null", "--radix-eviction-policy", "lru", "--device", "cpu"});
+}
+
+// §1.5 of the interface: one clear line each.
+TEST(ServeOptions, StartupValidation) {
+  const std::pair<std::vector<std::string>, std::vector<std::string>> cases[] = {
+      {{"--tp", "3", "--nnodes", "2"}, {"divisible", "3", "2"}},
+      {{"--nnodes", "2", "--tp", "2", "--node-rank", "2"}, {"node-rank", "2"}},
+      {{"--node-rank", "1"}, {"node-rank", "1"}},
+      {{"--nnodes", "2", "--tp", "2"}, {"dist-init-addr"}},
+      {{"--nnodes", "2", "--tp", "2", "--dp", "2", "--dist-init-addr", "a:1"},
+       {"enable-dp-attention"}},
+      {{"--tp", "4", "--dp", "3", "--enable-dp-attention"}, {"divisible", "4", "3"}},
+      {{"--chunked-prefill-size", "100"}, {"100", "page-size", "16"}},
+      {{"--chunked-prefill-size", "0"}, {"0"}},
+      {{"--enable-priority-scheduling", "--schedule-policy", "lpm"}, {"fcfs", "lpm"}},
+      {{"--served-model-name", "a:b"}, {"a:b"}},
+      {{"--schedule-conservativeness", "-0.5"}, {"-0.5"}},
+      {{"--port", "70000"}, {"70000"}},
+      {{"--mem-fraction-static", "1"}, {"mem-fraction-static", "1"}},
+      {{"--page-size", "0"}, {"page-size"}},
+  };
+  for (const auto& [args, parts] : cases) {
+    const std::string message = refused(args);
+    for (const std::string& part : parts) EXPECT_TRUE(contains(message, part)) << message;
+    EXPECT_FALSE(contains(message, "\n")) << message;
+  }
+}
+
+TEST(ServeOptions, Environment) {
+  const ServeOptions o = good({}, {{"SGLANG_REQ_WAITING_TIMEOUT", "12.5"},
+                                   {"SGLANG_FORWARD_TIMEOUT_MS", "2500"},
+                                   {"SGLANG_HEALTH_CHECK_TIMEOUT", "7"},
+                                   {"SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "False"},
+                                   {"SGLANG_TIMEOUT_KEEP_ALIVE", "9"},
+                                   {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "100"},
+                                   {"SGLANG_RETURN_ORIGINAL_LOGPROB", "1"},
+                                   {"SGLANG_SHUTDOWN_TIMEOUT", "30"},
+                                   {"SGL_FORCE_SHUTDOWN", "true"}});
+  EXPECT_EQ(o.engine.queue_timeout, 12.5);
+  EXPECT_EQ(o.engine.run_timeout, 2.5);
+  EXPECT_EQ(o.server.health_timeout, 7);
+  EXPECT_FALSE(o.server.health_generation);
+  EXPECT_EQ(o.server.keep_alive_timeout, 9);
+  EXPECT_EQ(o.engine.scheduler.clip_max_new_tokens, 100);
+  EXPECT_TRUE(o.engine.return_original_logprob);
+  EXPECT_EQ(o.shutdown_timeout, 30);
+  EXPECT_TRUE(o.force_shutdown);
+  EXPECT_TRUE(contains(refused({}, {{"SGLANG_SHUTDOWN_TIMEOUT", "soon"}}), "soon"));
+}
+
+TEST(ModelSetup, ContextLengthRules) {
+  model::ModelConfig config;
+  config.max_position_embeddings = 2048;
+  ServeOptions o;
+  EXPECT_EQ(*decide_context_length(o, config), 2048);
+  o.context_length = 100;
+  EXPECT_EQ(*decide_context_length(o, config), 100);
+  o.context_length = 4096;
+  const auto too_long = decide_context_length(o, config);
+  ASSERT_FALSE(too_long.ok());
+  EXPECT_TRUE(contains(too_long.error().message, "4096"));
+  EXPECT_TRUE(contains(too_long.error().message, "2048"));
+  EXPECT_TRUE(contains(too_long.error().message, "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1"));
+  o.allow_longer_context = true;
+  EXPECT_EQ(*decide_context_length(o, config), 4096);
+}
+
+TEST(ModelSetup, KvDtypeAndQuantization) {
+  model::ModelConfig config;
+  config.weight_dtype = DType::kF32;
+  EXPECT_EQ(*decide_kv_dtype("auto", config), DType::kF32);
+  config.weight_dtype = DType::kQ4_K;
+  EXPECT_EQ(*decide_kv_dtype("auto", config), DType::kF16);
+  EXPECT_EQ(*decide_kv_dtype("bfloat16", config), DType::kBF16);
+  EXPECT_EQ(*decide_kv_dtype("f32", config), DType::kF32);
+  EXPECT_TRUE(check_quantization("", true).ok());
+  EXPECT_TRUE(check_quantization("gguf", true).ok());
+  EXPECT_FALSE(check_quantization("gguf", false).ok());
+  EXPECT_FALSE(check_quantization("awq", true).ok());
+}
+
+class DefaultModel : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    root_ = std::filesystem::temp_directory_path() /
+            ("capstan_default_model_" + std::to_string(::getpid()));
+    std::filesystem::create_directories(root_);
+  }
+  void TearDown() override { std::filesystem::remove_all(root_); }
+  std::string touch(const std::filesystem::path& relative) {
+    std::filesystem::create_directories((root_ / relative).parent_path());
+    std::ofstream(root_ / relative) << "x";
+    return (root_ / relative).string();
+  }
+  std::filesystem::path root_;
+};
+
+TEST_F(DefaultModel, IsFoundWhereMakeModelPutsIt) {
+  const Environment cache = environment({{"XDG_CACHE_HOME", root_.string()}});
+  const auto missing = find_default_model(cache);
+  ASSERT_FALSE(missing.ok());
+  EXPECT_TRUE(contains(missing.error().message, "make model"));
+  EXPECT_TRUE(contains(missing.error().message, root_.string()));
+  const std::string file = touch("capstan/models/SmolLM2-135M-Instruct/a.gguf");
+  EXPECT_EQ(*find_default_model(cache), file);
+  const std::string home = touch(".cache/capstan/models/SmolLM2-135M-Instruct/b.gguf");
+  EXPECT_EQ(*find_default_model(environment({{"HOME", root_.string()}})), home);
+  const std::string chosen = touch("m/SmolLM2-135M-Instruct/c.gguf");
+  EXPECT_EQ(*find_default_model(environment({{"CAPSTAN_MODEL_DIR", (root_ / "m").string()}})),
+            chosen);
+  const std::string direct = touch("d/e.gguf");
+  EXPECT_EQ(*find_default_model(environment({{"CAPSTAN_MODEL_DIR", (root_ / "d").string()}})),
+            direct);
+}
+
+}  // namespace
+}  // namespace capstan::app
