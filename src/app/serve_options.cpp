@@ -365,7 +365,10 @@ Result<ServeOptions> make_serve_options(const FlagValues& flags, const Environme
   fill_engine(flags, environment, o);
   CAPSTAN_RETURN_IF_ERROR(fill_server(flags, environment, o));
   o.server.launch_args = flags.to_json();
-  CAPSTAN_RETURN_IF_ERROR(server::validate_config(o.server));
+  // The name may still follow from the model's path; the rest can be judged now.
+  server::ServerConfig named = o.server;
+  if (named.served_model_name.empty()) named.served_model_name = "model";
+  CAPSTAN_RETURN_IF_ERROR(server::validate_config(named));
   o.shutdown_timeout =
       std::max(0.0, env_number(environment, "SGLANG_SHUTDOWN_TIMEOUT").value_or(0));
   o.force_shutdown =
