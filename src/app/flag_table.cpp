@@ -56,6 +56,7 @@ constexpr Flag kFlags[] = {
 // Memory and scheduling
 {"threads", "", kInt, "0", "", 1, kEffective, "Memory and scheduling", "Compute threads; 0: one per usable CPU", true},
 {"isa", "", kString, "auto", "auto ref avx2 avx512", 1, kEffective, "Memory and scheduling", "Kernels to use; auto times the supported ones", true},
+{"exact-activations", "", kBool, "", "", 1, kEffective, "Memory and scheduling", "Multiply GGUF-quantised weights with float32 activations rather than rounding these to 8 bits: slower, the reference's numbers", true},
 {"mem-fraction-static", "", kFloat, "", "", 1, kEffective, "Memory and scheduling", "Fraction of the usable memory for weights plus KV pool. Default: what 8 full contexts need, and at most half of what is left after loading"},
 {"max-total-tokens", "", kSize, "", "", 1, kEffective, "Memory and scheduling", "KV pool size in tokens; default: see --mem-fraction-static"},
 {"max-running-requests", "", kInt, "256", "", 1, kEffective, "Memory and scheduling", "Requests that decode at a time; others wait"},

@@ -189,6 +189,7 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
   out.pool = std::make_unique<platform::ThreadPool>(options.threads);
   kernels::CpuOpsOptions ops;
   ops.isa = options.isa;
+  ops.quantise_activations = !options.exact_activations;
   CAPSTAN_ASSIGN(out.ops, kernels::make_cpu_ops(ops, *out.pool));
   LOG_INFO("{} compute threads on {}, kernels {}", out.pool->size(), platform::cpu_model_name(),
            out.ops->name());

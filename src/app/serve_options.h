@@ -29,6 +29,7 @@ struct ServeOptions {
   std::optional<int64_t> max_total_tokens;
   int threads = 0;
   std::optional<kernels::Isa> isa;
+  bool exact_activations = false;
   bool sampling_defaults_from_model = true;
   bool skip_warmup = false;
   std::string log_level = "info";
