@@ -4,3 +4,6 @@ list(FILTER app_sources EXCLUDE REGEX "/main\\.cpp$")
 target_sources(app_test PRIVATE ${app_sources})
 target_link_libraries(app_test PRIVATE yaml-cpp Boost::json)
 target_compile_definitions(app_test PRIVATE CAPSTAN_VERSION="${PROJECT_VERSION}")
+# Some tests start the program itself.
+add_dependencies(app_test capstan)
+target_compile_definitions(app_test PRIVATE CAPSTAN_PROGRAM="$<TARGET_FILE:capstan>")
