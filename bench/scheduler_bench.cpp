@@ -40,7 +40,7 @@ void BM_DecodeStep(benchmark::State& state) {
   for (auto _ : state) {
     if (steps_left-- == 0) {
       state.PauseTiming();
-      scheduler = *Scheduler::create(config);
+      scheduler = std::move(Scheduler::create(config)).value();
       for (RequestId id = 1; id <= running; ++id) (void)scheduler->add(request(id, 128, 4000));
       while (scheduler->stats().running < static_cast<int>(running)) step(*scheduler, sampled);
       for (RequestId id = 1; id <= waiting; ++id) {

@@ -243,6 +243,24 @@ TEST(Scheduler, AbandonedStepIsPlannedAgain) {
   EXPECT_EQ(scheduler->stats().free_tokens, 320);
 }
 
+TEST(Scheduler, AStepThatBrokeForOneRequestLeavesNothingOfItInTheCache) {
+  SchedulerConfig config;
+  config.num_pages = 20;
+  config.chunked_prefill_size = 32;
+  auto scheduler = make(config);
+  ASSERT_TRUE(scheduler->add(request(1, iota(64), 2)).ok());
+  const StepPlan first = scheduler->plan(0);
+  EXPECT_TRUE(scheduler->commit(first, std::vector<SampledToken>(1), 0).empty());
+  const StepPlan second = scheduler->plan(0);
+  const SampledToken broken{-1, FinishKind::kAbort};
+  const auto finished = scheduler->commit(second, std::span(&broken, 1), 0);
+  ASSERT_EQ(finished.size(), 1u);
+  EXPECT_EQ(finished[0].kind, FinishKind::kAbort);
+  EXPECT_FALSE(finished[0].message.empty());
+  EXPECT_EQ(scheduler->stats().evictable_tokens, 32) << "the first chunk, not the broken one";
+  EXPECT_EQ(scheduler->stats().free_tokens, 320 - 32);
+}
+
 TEST(Scheduler, NamespacesAndProbesShareNothing) {
   SchedulerConfig config;
   config.num_pages = 100;

@@ -267,6 +267,30 @@ TEST(Retraction, PushesBackTheOneWithFewestOutputsAndKeepsItsPages) {
   EXPECT_EQ(b.ended[1].kind, FinishKind::kLength);
 }
 
+TEST(Retraction, WakesThoseWhoWaitForTheVictimsPrefill) {
+  SchedulerConfig config;
+  config.page_size = 1;
+  config.num_pages = 64;
+  config.chunked_prefill_size = 16;
+  config.mixed_prefill_tokens = 1;
+  config.conservativeness = 0;
+  config.clip_max_new_tokens = 1;
+  Bench b(config);
+  ASSERT_TRUE(b.add(1, iota(10), 30).ok());
+  b.step();
+  ASSERT_TRUE(b.add(2, iota(45, 100), 2).ok());
+  auto prompt = iota(40, 100);
+  prompt.push_back(9999);
+  ASSERT_TRUE(b.add(3, prompt, 2).ok());
+  b.step();
+  ASSERT_NE(b.item(2), nullptr);
+  ASSERT_EQ(b.item(3), nullptr) << "it should wait for the prefix";
+  while (b.scheduler->stats().retractions == 0) b.step();  // each step checks the invariants
+  EXPECT_EQ(b.scheduler->retractions(2), 1);
+  b.order_of_admission();
+  EXPECT_EQ(b.ended.size(), 3u);
+}
+
 TEST(Retraction, ByPriorityPushesBackTheLowest) {
   SchedulerConfig config;
   config.page_size = 1;
