@@ -1,13 +1,14 @@
 // Speed of linear() over the matrices of a model, against what this machine can do.
 //
 //   linear_bench [--model r1|smol] [--format Q4_0,Q8_0] [--rows 1,32,512] [--threads N]
-//                [--seconds S] [--layers N] [--isa avx2] [--shapes]
+//                [--seconds S] [--layers N] [--isa avx2] [--shapes] [--float-x] [--cpu-time]
 //
 // One pass runs every matrix of the model once, in order, each layer with weights of its own, so
 // that r1 (R1-Distill-Qwen-1.5B's shape) reads more bytes than any cache holds. The roofs are
 // measured in the same run: DRAM read bandwidth of all threads, and the rates of register-resident
 // loops of vpmaddubsw + vpmaddwd + vpaddd (INT8) and vfmadd231ps (FP32).
 #include <immintrin.h>
+#include <time.h>
 
 #include <algorithm>
 #include <chrono>
@@ -26,7 +27,16 @@
 namespace capstan::kernels {
 namespace {
 
+/// Set by --cpu-time: seconds this thread ran, which with one thread leaves out what other
+/// processes take from it.
+bool g_cpu_time = false;
+
 double now() {
+  if (g_cpu_time) {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
+  }
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
@@ -94,6 +104,8 @@ Options parse(int argc, char** argv) {
     const std::string flag = argv[i];
     if (flag == "--shapes") {
       o.per_shape = true;
+    } else if (flag == "--cpu-time") {
+      g_cpu_time = true;
     } else if (flag == "--float-x") {
       o.float_x = true;
     } else if (i + 1 == argc) {
@@ -142,7 +154,7 @@ double best_seconds(int repeats, F&& f) {
   return best;
 }
 
-constexpr int64_t kPeakLoops = 20'000'000;
+constexpr int64_t kPeakLoops = 1'000'000;
 
 __attribute__((target("avx2"))) void int8_loop() {
   int64_t n = kPeakLoops;
@@ -194,12 +206,12 @@ __attribute__((target("avx2"))) void read_memory(const std::byte* begin, const s
 }
 
 double dram_roof(platform::ThreadPool& pool) {
-  constexpr size_t kBytes = size_t{1} << 30;
+  constexpr size_t kBytes = size_t{256} << 20;  // far more than any last-level cache's share
   quant::PanelBuffer buffer(kBytes);
   std::memset(buffer.data(), 1, kBytes);
   double best = 0;
   for (ptrdiff_t ahead : {0, 1024, 2048, 4096}) {
-    const double s = best_seconds(3, [&] {
+    const double s = best_seconds(5, [&] {
       pool.run([&](int t) {
         const size_t part = kBytes / static_cast<size_t>(pool.size()) / 128 * 128;
         const std::byte* p = buffer.data() + part * static_cast<size_t>(t);
@@ -213,10 +225,14 @@ double dram_roof(platform::ThreadPool& pool) {
 
 Roofs measure_roofs(platform::ThreadPool& pool) {
   Roofs r;
+  pool.begin_burst();
   const double threads = pool.size(), loops = static_cast<double>(kPeakLoops);
-  r.int8 = threads * loops * 6 * 32 / best_seconds(3, [&] { pool.run([](int) { int8_loop(); }); });
-  r.fp32 = threads * loops * 12 * 8 / best_seconds(3, [&] { pool.run([](int) { fp32_loop(); }); });
+  r.int8 =
+      threads * loops * 6 * 32 / best_seconds(100, [&] { pool.run([](int) { int8_loop(); }); });
+  r.fp32 =
+      threads * loops * 12 * 8 / best_seconds(100, [&] { pool.run([](int) { fp32_loop(); }); });
   r.dram = dram_roof(pool);
+  pool.end_burst();
   return r;
 }
 
@@ -249,14 +265,33 @@ void run_job(const Options& o, const Job& job, int64_t rows, std::vector<float>&
              pool);
 }
 
-void report(const char* what, const char* format, int64_t rows, double seconds, double bytes,
-            double macs, const Roofs& roofs) {
-  const double rate = macs * static_cast<double>(rows) / seconds;
+/// Times of all products of one shape.
+struct ShapeSamples {
+  const Shape* shape = nullptr;
+  double bytes = 0;
+  double macs = 0;
+  std::vector<double> seconds;
+};
+
+/// The machine may be shared: a quarter of the samples undisturbed is enough.
+double quartile(std::vector<double>& v) {
+  std::sort(v.begin(), v.end());
+  return v[v.size() / 4];
+}
+
+struct Line {
+  const char* what;
+  double seconds = 0;
+  double bytes = 0;
+  double macs = 0;
+};
+
+void report(const Line& l, const std::string& format, int64_t rows, const Roofs& roofs) {
   std::printf(
       "%-8s %-5s M %4ld  %9.3f ms  %6.1f GB/s %5.1f%%  %7.1f GMAC/s  int8 %5.1f%%  fp32 %5.1f%%\n",
-      what, format, static_cast<long>(rows), seconds * 1e3, bytes / seconds / 1e9,
-      100 * bytes / seconds / roofs.dram, rate / 1e9, 100 * rate / roofs.int8,
-      100 * rate / roofs.fp32);
+      l.what, format.c_str(), static_cast<long>(rows), l.seconds * 1e3, l.bytes / l.seconds / 1e9,
+      100 * l.bytes / l.seconds / roofs.dram, l.macs / l.seconds / 1e9,
+      100 * l.macs / l.seconds / roofs.int8, 100 * l.macs / l.seconds / roofs.fp32);
   std::fflush(stdout);
 }
 
@@ -300,12 +335,13 @@ void bench_format(const Options& o, const std::string& format, const Roofs& roof
     std::vector<float> x(static_cast<size_t>(rows * width)), y(x.size());
     std::mt19937 small(2);
     for (float& v : x) v = static_cast<float>(static_cast<int>(small() % 2001) - 1000) * 1e-3f;
-    // The head sees at most 8 rows in a prefill, as in serving.
+    // The head sees one row per sequence, even in a prefill.
     const auto rows_of = [&](const Job& j) {
       return std::string_view(j.shape->name) == "head" ? std::min<int64_t>(rows, 32) : rows;
     };
-    double done = 0, done_bytes = 0, elapsed = 0;
-    std::vector<double> shape_time(8, 0), shape_bytes(8, 0), shape_macs(8, 0);
+    std::vector<ShapeSamples> samples(5);
+    for (size_t i = 0; i < 5; ++i) samples[i].shape = i < 4 ? &model.layer[i] : &model.head;
+    double elapsed = 0;
     pool.begin_burst();
     run_job(o, jobs[0], rows, x, y, pool);
     for (size_t i = 0; elapsed < o.seconds || i < (rows <= 4 ? jobs.size() : 5); ++i) {
@@ -313,27 +349,26 @@ void bench_format(const Options& o, const std::string& format, const Roofs& roof
       const double begin = now();
       run_job(o, j, rows_of(j), x, y, pool);
       const double took = now() - begin;
-      const auto at = static_cast<size_t>(
-          std::find_if(model.layer.begin(), model.layer.end(),
-                       [&](const Shape& s) { return s.name == std::string_view(j.shape->name); }) -
-          model.layer.begin());
-      const double job_macs =
-          static_cast<double>(j.weight->n() * j.weight->k()) * static_cast<double>(rows_of(j));
       elapsed += took;
-      done += job_macs;
-      done_bytes += static_cast<double>(j.weight->bytes());
-      shape_time[at] += took;
-      shape_bytes[at] += static_cast<double>(j.weight->bytes());
-      shape_macs[at] += job_macs;
+      for (ShapeSamples& s : samples) {
+        if (s.shape != j.shape) continue;
+        s.seconds.push_back(took);
+        s.bytes = static_cast<double>(j.weight->bytes());
+        s.macs = static_cast<double>(j.weight->n() * j.weight->k() * rows_of(j));
+      }
     }
     pool.end_burst();
-    report("all", format.c_str(), rows, elapsed, done_bytes, done / static_cast<double>(rows),
-           roofs);
-    for (size_t i = 0; o.per_shape && i < 5; ++i) {
-      if (shape_time[i] == 0) continue;
-      report(i < 4 ? model.layer[i].name : "head", format.c_str(), rows, shape_time[i],
-             shape_bytes[i], shape_macs[i] / static_cast<double>(rows), roofs);
+    Line all{"all"};
+    for (ShapeSamples& s : samples) {
+      if (s.seconds.empty()) continue;
+      const double count = s.shape == &model.head ? 1 : layers;
+      Line line{s.shape->name, count * quartile(s.seconds), count * s.bytes, count * s.macs};
+      if (o.per_shape) report(line, format, rows, roofs);
+      all.seconds += line.seconds;
+      all.bytes += line.bytes;
+      all.macs += line.macs;
     }
+    report(all, format, rows, roofs);
   }
 }
 

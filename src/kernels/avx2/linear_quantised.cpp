@@ -5,70 +5,37 @@
 // 2^16 is enough because the final sum, with the quants' offset taken off by the start value, fits.
 // Eight bits: vpmaddwd on int16, exact in 32 bits.
 // Each block of 32 then adds float(sum) * (weight scale * activation scale) by one FMA.
+#include <algorithm>
+#include <cstring>
+
 #include "kernels/avx2/linear_formats.h"
 
 namespace capstan::kernels::avx2 {
 
 namespace {
 
-inline __m256i dot_step(__m256i acc, __m256i q, __m256i x) {
-  return _mm256_add_epi16(acc, _mm256_maddubs_epi16(q, x));
+// acc0, acc1 += q0 * x, q1 * x: products of four (vpmaddubsw) or two (vpmaddwd) neighbours along
+// k, added in 16 or 32 bits. Assembly, because GCC 12 reassociates the sums of intrinsics over the
+// unrolled steps and spills: 22 multiply-adds per cycle instead of 36 in a tile of four rows.
+inline void mac8(__m256i& acc0, __m256i& acc1, __m256i q0, __m256i q1, const std::byte* x) {
+  __m256i b, t0, t1;
+  asm("vpbroadcastd %[x], %[b]\n\t"
+      "vpmaddubsw %[b], %[q0], %[t0]\n\t"
+      "vpmaddubsw %[b], %[q1], %[t1]\n\t"
+      "vpaddw %[t0], %[acc0], %[acc0]\n\t"
+      "vpaddw %[t1], %[acc1], %[acc1]"
+      : [acc0] "+x"(acc0), [acc1] "+x"(acc1), [b] "=&x"(b), [t0] "=&x"(t0), [t1] "=&x"(t1)
+      : [q0] "x"(q0), [q1] "x"(q1), [x] "m"(*reinterpret_cast<const int*>(x)));
 }
-
-// Integer sums of one block: sum[row][half of columns].
-template <class F, int R>
-inline void block_sums(const std::byte* header, int j, const std::byte* block, const std::byte* x,
-                       __m256i sum[R][2]) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  if constexpr (F::kSub == 1) {
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < 2; ++v) {
-        sum[r][v] = F::kInit < 0 ? _mm256_setzero_si256()
-                                 : broadcast32(x + r * kInt8Record + (F::kInit < 0 ? 0 : F::kInit));
-      }
-    }
-#pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t) {
-#pragma GCC unroll 2
-      for (int h = 0; h < 2; ++h) {
-        const __m256i q0 = quants<F>(block, h, t, 0), q1 = quants<F>(block, h, t, 1);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const __m256i xr = broadcast32(x + r * kInt8Record + 16 * h + 4 * t);
-          sum[r][0] = dot_step(sum[r][0], q0, xr);
-          sum[r][1] = dot_step(sum[r][1], q1, xr);
-        }
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < 2; ++v) sum[r][v] = _mm256_madd_epi16(sum[r][v], ones);
-    }
-  } else {
-    for (int h = 0; h < 2; ++h) {
-      __m256i part[R][2];
-      for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < 2; ++v)
-          part[r][v] = broadcast32(x + r * kInt8Record + F::kInit + 4 * h);
-      }
-#pragma GCC unroll 4
-      for (int t = 0; t < 4; ++t) {
-        const __m256i q0 = quants<F>(block, h, t, 0), q1 = quants<F>(block, h, t, 1);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const __m256i xr = broadcast32(x + r * kInt8Record + 16 * h + 4 * t);
-          part[r][0] = dot_step(part[r][0], q0, xr);
-          part[r][1] = dot_step(part[r][1], q1, xr);
-        }
-      }
-      for (int v = 0; v < 2; ++v) {
-        const __m256i sc = F::sub_scale(header, j, h, v);
-        for (int r = 0; r < R; ++r) {
-          const __m256i scaled = _mm256_madd_epi16(part[r][v], sc);
-          sum[r][v] = h == 0 ? scaled : _mm256_add_epi32(sum[r][v], scaled);
-        }
-      }
-    }
-  }
+inline void mac16(__m256i& acc0, __m256i& acc1, __m256i q0, __m256i q1, const std::byte* x) {
+  __m256i b, t0, t1;
+  asm("vpbroadcastd %[x], %[b]\n\t"
+      "vpmaddwd %[b], %[q0], %[t0]\n\t"
+      "vpmaddwd %[b], %[q1], %[t1]\n\t"
+      "vpaddd %[t0], %[acc0], %[acc0]\n\t"
+      "vpaddd %[t1], %[acc1], %[acc1]"
+      : [acc0] "+x"(acc0), [acc1] "+x"(acc1), [b] "=&x"(b), [t0] "=&x"(t0), [t1] "=&x"(t1)
+      : [q0] "x"(q0), [q1] "x"(q1), [x] "m"(*reinterpret_cast<const int*>(x)));
 }
 
 // acc += float(sum) * (scale * x scale) [+ scale2 * x sum]. The same sequence for every tile.
@@ -80,92 +47,292 @@ inline __m256 add_block(__m256 acc, __m256i sum, __m256 scale, __m256 scale2, __
   return acc;
 }
 
+// One block of 32 of a panel in registers' form. Packed decodes as it goes, for up to one tile of
+// rows; Decoded reads what decode_group() left in scratch memory, for more.
+template <class F>
+struct Packed {
+  const std::byte* header;
+  const std::byte* block;
+  int j;
+  const Scales<F::kGroup>& s;
+
+  __m256i q(int h, int t, int v) const { return quants<F>(block, h, t, v); }
+  __m256 scale(int v) const { return s.scale[j][v]; }
+  __m256 scale2(int v) const { return s.scale2[j][v]; }
+  __m256i sub_scale(int h, int v) const {
+    if constexpr (F::kSub == 2) return F::sub_scale(header, j, h, v);
+    return _mm256_setzero_si256();
+  }
+};
+
+// Scratch bytes per block: quants [8 steps][2][32], scale, then scale2 or sub-scales.
+template <class F>
+inline constexpr int kDecodedBlock = 576 + (F::kMin ? 64 : 0) + (F::kSub == 2 ? 128 : 0);
+
+template <class F>
+struct Decoded {
+  const std::byte* block;
+
+  __m256i q(int h, int t, int v) const { return load(block + (4 * h + t) * 64 + v * 32); }
+  __m256 scale(int v) const { return _mm256_castsi256_ps(load(block + 512 + v * 32)); }
+  __m256 scale2(int v) const { return _mm256_castsi256_ps(load(block + 576 + v * 32)); }
+  __m256i sub_scale(int h, int v) const { return load(block + 576 + h * 64 + v * 32); }
+};
+
+inline void put(std::byte* p, __m256i v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+
+template <class F>
+void decode_group(const std::byte* header, std::byte* out) {
+  const auto scales = F::scales(header);
+  for (int j = 0; j < F::kGroup; ++j, out += kDecodedBlock<F>) {
+    const Packed<F> b{header, header + F::kHeader + j * F::kBlock, j, scales};
+    for (int v = 0; v < 2; ++v) {
+      for (int h = 0; h < 2; ++h) {
+#pragma GCC unroll 4
+        for (int t = 0; t < 4; ++t) put(out + (4 * h + t) * 64 + v * 32, b.q(h, t, v));
+        if constexpr (F::kSub == 2) put(out + 576 + h * 64 + v * 32, b.sub_scale(h, v));
+      }
+      put(out + 512 + v * 32, _mm256_castps_si256(b.scale(v)));
+      if constexpr (F::kMin) put(out + 576 + v * 32, _mm256_castps_si256(b.scale2(v)));
+    }
+  }
+}
+
+// acc[r][v] of R rows += one block of 32.
+template <class F, int R, class Block>
+inline void nibble_block(const Block& w, const std::byte* x, __m256 acc[R][2]) {
+  __m256i sum[R][2];
+#pragma GCC unroll 2
+  for (int h = 0; h < F::kSub; ++h) {
+    __m256i part[R][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const std::byte* init = x + r * kInt8Record + (F::kInit < 0 ? 0 : F::kInit + 4 * h);
+      part[r][0] = part[r][1] = F::kInit < 0 ? _mm256_setzero_si256() : broadcast32(init);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8 / F::kSub; ++i) {
+      // Both nibbles of one load follow each other.
+      const int half = F::kSub == 2 ? h : i & 1, t = F::kSub == 2 ? i : i >> 1;
+      const __m256i q0 = w.q(half, t, 0), q1 = w.q(half, t, 1);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        mac8(part[r][0], part[r][1], q0, q1, x + r * kInt8Record + 16 * half + 4 * t);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const __m256i factor = F::kSub == 2 ? w.sub_scale(h, v) : _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const __m256i scaled = _mm256_madd_epi16(part[r][v], factor);
+        sum[r][v] = h == 0 ? scaled : _mm256_add_epi32(sum[r][v], scaled);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const __m256 x_scale = broadcast_float(x + r * kInt8Record + kInt8Scale);
+    const __m256 x_sum = broadcast_float(x + r * kInt8Record + kInt8Sum);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      acc[r][v] = add_block<F::kMin>(acc[r][v], sum[r][v], w.scale(v),
+                                     F::kMin ? w.scale2(v) : x_sum, x_scale, x_sum);
+    }
+  }
+}
+
+template <int R>
+inline void load_acc(const float* from, __m256 acc[R][2]) {
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < 2; ++v) acc[r][v] = _mm256_load_ps(from + r * kPanelColumns + v * 8);
+  }
+}
+template <int R>
+inline void store_acc(const __m256 acc[R][2], float* to) {
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    for (int v = 0; v < 2; ++v) _mm256_store_ps(to + r * kPanelColumns + v * 8, acc[r][v]);
+  }
+}
+
+// Whole panel for one tile of rows, decoded on the way.
 template <class F, int R>
 void nibble_tile(const std::byte* panel, int64_t k, const std::byte* x, float* out) {
   __m256 acc[R][2];
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
   for (int64_t g = 0; g < k / (32 * F::kGroup); ++g) {
-    const std::byte* header = panel;
-    const auto scales = F::scales(header);
-    panel += F::kHeader;
-    for (int j = 0; j < F::kGroup; ++j) {
-      __m256i sum[R][2];
-      block_sums<F, R>(header, j, panel, x, sum);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const __m256 x_scale = broadcast_float(x + r * kInt8Record + kInt8Scale);
-        const __m256 x_sum = broadcast_float(x + r * kInt8Record + kInt8Sum);
-        for (int v = 0; v < 2; ++v) {
-          acc[r][v] = add_block<F::kMin>(acc[r][v], sum[r][v], scales.scale[j][v],
-                                         scales.scale2[j][v], x_scale, x_sum);
-        }
-      }
-      panel += F::kBlock;
-      x += R * kInt8Record;
+    const auto scales = F::scales(panel);
+    for (int j = 0; j < F::kGroup; ++j, x += R * kInt8Record) {
+      const Packed<F> w{panel, panel + F::kHeader + j * F::kBlock, j, scales};
+      nibble_block<F, R>(w, x, acc);
     }
+    panel += F::kHeader + F::kGroup * F::kBlock;
   }
+  store_acc<R>(acc, out);
+}
+
+// A decoded piece of a panel for one tile: out += piece * x. The float accumulators stay in L1,
+// where two loads and a store per block cost less than their registers would.
+template <class F, int R>
+void decoded_tile(const std::byte* piece, int64_t blocks, const std::byte* x, float* out) {
+  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += R * kInt8Record) {
+    __m256 acc[R][2];
+    load_acc<R>(out, acc);
+    nibble_block<F, R>(Decoded<F>{piece}, x, acc);
+    store_acc<R>(acc, out);
+  }
+}
+
+// Blocks of 32 decoded at a time: 4.5 to 6 KiB, so that they stay in L1 beside x and accumulators.
+constexpr int64_t kPieceBlocks = 8;
+
+template <class F>
+void nibble_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
+  switch (rows) {
+    case 1:
+      nibble_tile<F, 1>(panel, k, chunk.int8, acc);
+      return;
+    case 2:
+      nibble_tile<F, 2>(panel, k, chunk.int8, acc);
+      return;
+    case 3:
+      nibble_tile<F, 3>(panel, k, chunk.int8, acc);
+      return;
+    case 4:
+      nibble_tile<F, 4>(panel, k, chunk.int8, acc);
+      return;
+    default:
+      break;
+  }
+  alignas(64) std::byte piece[kPieceBlocks * kDecodedBlock<F>];
+  std::memset(acc, 0, sizeof(float) * kPanelColumns * static_cast<size_t>(rows));
+  const int64_t blocks = k / 32;
+  for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
+    const int64_t n = std::min(blocks - b, kPieceBlocks);
+    for (int64_t i = 0; i < n; i += F::kGroup) {
+      decode_group<F>(panel, piece + i * kDecodedBlock<F>);
+      panel += F::kHeader + F::kGroup * F::kBlock;
+    }
+    const std::byte* tile = chunk.int8;
+    float* out = acc;
+    int left = rows;
+    for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kInt8Record)
+      decoded_tile<F, 4>(piece, n, tile + b * 4 * kInt8Record, out);
+    if (left == 3) decoded_tile<F, 3>(piece, n, tile + b * 3 * kInt8Record, out);
+    if (left == 2) decoded_tile<F, 2>(piece, n, tile + b * 2 * kInt8Record, out);
+    if (left == 1) decoded_tile<F, 1>(piece, n, tile + b * kInt8Record, out);
+  }
+}
+
+// Q8_0.
+
+constexpr int kByteHeader = 32, kByteBlock = 544;
+
+inline __m256i even_bytes(__m256i bytes) {
+  return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+}
+inline __m256i odd_bytes(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
+
+// Bytes are widened as int16 [16 steps][2][32], then the scale.
+constexpr int kDecodedByteBlock = 1024 + 64;
+
+struct PackedBytes {
+  const std::byte* block;
+  __m256i q(int s, int v) const {
+    const __m256i bytes = load(block + kByteHeader + (s >> 1) * 64 + v * 32);
+    return (s & 1) == 0 ? even_bytes(bytes) : odd_bytes(bytes);
+  }
+  __m256 scale(int v) const { return load_half8(block + 16 * v); }
+};
+struct DecodedBytes {
+  const std::byte* block;
+  __m256i q(int s, int v) const { return load(block + s * 64 + v * 32); }
+  __m256 scale(int v) const { return _mm256_castsi256_ps(load(block + 1024 + v * 32)); }
+};
+
+template <int R, class Block>
+inline void byte_block(const Block& w, const std::byte* x, __m256 acc[R][2]) {
+  __m256i sum[R][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+#pragma GCC unroll 16
+  for (int s = 0; s < 16; ++s) {
+    const __m256i q0 = w.q(s, 0), q1 = w.q(s, 1);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) mac16(sum[r][0], sum[r][1], q0, q1, x + r * kInt16Record + 4 * s);
+  }
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < 2; ++v) _mm256_store_ps(out + r * kPanelColumns + v * 8, acc[r][v]);
+    const __m256 x_scale = broadcast_float(x + r * kInt16Record + kInt16Scale);
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v)
+      acc[r][v] = add_block<false>(acc[r][v], sum[r][v], w.scale(v), x_scale, x_scale, x_scale);
   }
 }
 
 template <int R>
 void byte_tile(const std::byte* panel, int64_t k, const std::byte* x, float* out) {
-  constexpr int kHeader = 32, kBlock = 512;
   __m256 acc[R][2];
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < k / 32; ++b) {
-    const std::byte* block = panel + kHeader;
-    __m256i sum[R][2];
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int t = 0; t < 8; ++t) {
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        const __m256i bytes = load(block + t * 64 + v * 32);
-        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
-        const __m256i odd = _mm256_srai_epi16(bytes, 8);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const std::byte* xr = x + r * kInt16Record + 8 * t;
-          sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(even, broadcast32(xr)));
-          sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(odd, broadcast32(xr + 4)));
-        }
-      }
-    }
-    const __m256 scale[2] = {load_half8(panel), load_half8(panel + 16)};
-    for (int r = 0; r < R; ++r) {
-      const __m256 x_scale = broadcast_float(x + r * kInt16Record + kInt16Scale);
-      for (int v = 0; v < 2; ++v)
-        acc[r][v] = add_block<false>(acc[r][v], sum[r][v], scale[v], x_scale, x_scale, x_scale);
-    }
-    panel += kHeader + kBlock;
-    x += R * kInt16Record;
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < 2; ++v) _mm256_store_ps(out + r * kPanelColumns + v * 8, acc[r][v]);
+  for (int64_t b = 0; b < k / 32; ++b, panel += kByteBlock, x += R * kInt16Record)
+    byte_block<R>(PackedBytes{panel}, x, acc);
+  store_acc<R>(acc, out);
+}
+
+template <int R>
+void decoded_byte_tile(const std::byte* piece, int64_t blocks, const std::byte* x, float* out) {
+  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedByteBlock, x += R * kInt16Record) {
+    __m256 acc[R][2];
+    load_acc<R>(out, acc);
+    byte_block<R>(DecodedBytes{piece}, x, acc);
+    store_acc<R>(acc, out);
   }
 }
 
-template <class F>
-void nibble_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
-  const std::byte* x = chunk.int8;
-  const int64_t row_bytes = k / 32 * kInt8Record;
-  for (; rows >= 4; rows -= 4, x += 4 * row_bytes, acc += 4 * kPanelColumns)
-    nibble_tile<F, 4>(panel, k, x, acc);
-  if (rows == 3) nibble_tile<F, 3>(panel, k, x, acc);
-  if (rows == 2) nibble_tile<F, 2>(panel, k, x, acc);
-  if (rows == 1) nibble_tile<F, 1>(panel, k, x, acc);
+void decode_bytes(const std::byte* block, std::byte* out) {
+  const PackedBytes w{block};
+#pragma GCC unroll 2
+  for (int v = 0; v < 2; ++v) {
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s) put(out + s * 64 + v * 32, w.q(s, v));
+    put(out + 1024 + v * 32, _mm256_castps_si256(w.scale(v)));
+  }
 }
 
 void byte_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
-  const std::byte* x = chunk.int16;
-  const int64_t row_bytes = k / 32 * kInt16Record;
-  for (; rows >= 4; rows -= 4, x += 4 * row_bytes, acc += 4 * kPanelColumns)
-    byte_tile<4>(panel, k, x, acc);
-  if (rows == 3) byte_tile<3>(panel, k, x, acc);
-  if (rows == 2) byte_tile<2>(panel, k, x, acc);
-  if (rows == 1) byte_tile<1>(panel, k, x, acc);
+  switch (rows) {
+    case 1:
+      byte_tile<1>(panel, k, chunk.int16, acc);
+      return;
+    case 2:
+      byte_tile<2>(panel, k, chunk.int16, acc);
+      return;
+    case 3:
+      byte_tile<3>(panel, k, chunk.int16, acc);
+      return;
+    case 4:
+      byte_tile<4>(panel, k, chunk.int16, acc);
+      return;
+    default:
+      break;
+  }
+  alignas(64) std::byte piece[kPieceBlocks * kDecodedByteBlock];
+  std::memset(acc, 0, sizeof(float) * kPanelColumns * static_cast<size_t>(rows));
+  const int64_t blocks = k / 32;
+  for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
+    const int64_t n = std::min(blocks - b, kPieceBlocks);
+    for (int64_t i = 0; i < n; ++i, panel += kByteBlock)
+      decode_bytes(panel, piece + i * kDecodedByteBlock);
+    const std::byte* tile = chunk.int16;
+    float* out = acc;
+    int left = rows;
+    for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kInt16Record)
+      decoded_byte_tile<4>(piece, n, tile + b * 4 * kInt16Record, out);
+    if (left == 3) decoded_byte_tile<3>(piece, n, tile + b * 3 * kInt16Record, out);
+    if (left == 2) decoded_byte_tile<2>(piece, n, tile + b * 2 * kInt16Record, out);
+    if (left == 1) decoded_byte_tile<1>(piece, n, tile + b * kInt16Record, out);
+  }
 }
 
 }  // namespace
