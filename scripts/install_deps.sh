@@ -18,8 +18,8 @@ command -v dpkg-query >/dev/null || die "this needs Debian's packages (12 or new
 on another system install by hand: ${wanted[*]}"
 # Rust from Debian only where no toolchain is installed; the plain rustc of Debian 12 is too old.
 rust_ok() {
-  command -v cargo >/dev/null && [ "$(printf '1.78\n%s\n' \
-    "$(cargo --version | awk '{print $2}')" | sort -V | head -n 1)" = 1.78 ]
+  command -v cargo >/dev/null && [ "$(printf '1.85\n%s\n' \
+    "$(cargo --version | awk '{print $2}')" | sort -V | head -n 1)" = 1.85 ]
 }
 rust_ok || wanted+=(rustc-web cargo-web)
 
@@ -35,7 +35,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     || { tail -n 15 build-deps.log >&2; die "apt-get install failed; the whole log is in build-deps.log"; }
   rm -f build-deps.log
 fi
-rust_ok || die "cargo 1.78 or newer is needed, found: $(cargo --version 2>/dev/null || echo none)"
+rust_ok || die "cargo 1.85 or newer is needed, found: $(cargo --version 2>/dev/null || echo none)"
 
 case " $* " in *" test "*)
   venv=build/venv

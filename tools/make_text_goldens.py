@@ -19,6 +19,8 @@ import unicodedata
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import AddedToken
 
+import text_templates
+
 OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "testdata" / "text"
 
 # ---------------------------------------------------------------------------------- corpus
@@ -254,8 +256,7 @@ def main():
         smollm2(texts, options.gguf)
     else:
         print("no SmolLM2 GGUF file: smollm2_ids.json is left as it is")
-    #    import text_templates
-    #    text_templates.make(OUT / "templates", write)
+    text_templates.make(OUT / "templates", write)
 
 
 if __name__ == "__main__":

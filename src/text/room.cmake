@@ -1,7 +1,7 @@
 # The Rust crate: built by cargo into the build tree, always optimised and never instrumented.
 find_program(CARGO_PROGRAM cargo HINTS $ENV{HOME}/.cargo/bin)
 if(NOT CARGO_PROGRAM)
-  message(FATAL_ERROR "cargo is not found; install Rust 1.75 or newer (https://rustup.rs)")
+  message(FATAL_ERROR "cargo is not found; install Rust 1.85 or newer (https://rustup.rs)")
 endif()
 
 set(TEXT_CRATE ${CMAKE_SOURCE_DIR}/src/text/rust)

@@ -261,21 +261,66 @@ fn repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// What `{{ value }}` prints: Python's `str(value)`.
-pub fn format_output(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    let structured = match value.kind() {
+/// Whether `str()` of the value needs `repr`: the engine prints the rest as Python does.
+fn structured(value: &Value) -> bool {
+    match value.kind() {
         ValueKind::Number => !value.is_integer(),
         ValueKind::Seq => true,
         // Namespaces, loops and other engine objects are maps too; only plain data is a dict.
         ValueKind::Map => value.as_object().is_some_and(|o| o.enumerator_len().is_some()),
         _ => false,
-    };
-    if !structured {
-        return minijinja::escape_formatter(out, state, value);
+    }
+}
+
+fn str_of(value: &Value) -> Result<String, Error> {
+    if !structured(value) {
+        return Ok(value.to_string());
     }
     let mut text = String::new();
     repr(&mut text, value, 0)?;
-    out.write_str(&text).map_err(Error::from)
+    Ok(text)
+}
+
+/// What `{{ value }}` prints: Python's `str(value)`.
+pub fn format_output(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    if !structured(value) {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    out.write_str(&str_of(value)?).map_err(Error::from)
+}
+
+/// The filter `string`.
+pub fn string(value: &Value) -> Result<Value, Error> {
+    match value.as_str() {
+        Some(_) => Ok(value.clone()),
+        None => str_of(value).map(Value::from),
+    }
+}
+
+/// The test `iterable`: the engine lets templates loop over none, Python does not.
+pub fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// The test `sequence`, which in Jinja2 is "has a length and items": strings and dicts too.
+pub fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+}
+
+/// The filter `items`: pairs of a dict, nothing for an undefined value.
+pub fn items(value: &Value) -> Result<Value, Error> {
+    if value.is_undefined() {
+        return Ok(Value::from(Vec::<Value>::new()));
+    }
+    minijinja::filters::items(value)
+}
+
+/// The filter `length`: an undefined value is empty.
+pub fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    minijinja::filters::length(value)
 }
 
 /// `str.isspace()` for one character: White_Space and the four information separators.

@@ -9,10 +9,16 @@ use std::borrow::Cow;
 
 const NAME: &str = "chat template";
 
-/// Instructions a rendering may execute: a base, and more for a longer context. Shipped templates
-/// take 20 to 60 instructions per message, and a message is at least 30 bytes of JSON.
-const FUEL_BASE: u64 = 2_000_000;
-const FUEL_PER_BYTE: u64 = 50;
+/// Instructions a rendering may execute: a base, more for a longer context, and a cap. Shipped
+/// templates take 20 to 60 instructions per message, so the base alone serves 16,000 messages.
+const FUEL_BASE: u64 = 1_000_000;
+const FUEL_PER_BYTE: u64 = 10;
+const FUEL_MAX: u64 = 5_000_000;
+
+/// Stack of a rendering, touched only as far as it is used. A template can nest lists about one
+/// level per six instructions, and dropping, printing or comparing them recurses: 500 bytes a level
+/// at most, so 5,000,000 instructions fit. (Dropping takes about 60 bytes, measured.)
+const STACK_BYTES: usize = 512 << 20;
 
 /// Nested blocks, macros and includes; minijinja validates 500 against 8 MiB stacks.
 const RECURSION_LIMIT: usize = 400;
@@ -144,6 +150,12 @@ fn compile(source: &str, bos: &str, eos: &str) -> Result<Box<Template>, Failure>
     environment.set_formatter(python::format_output);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("trim", python::trim);
+    environment.add_filter("string", python::string);
+    environment.add_filter("items", python::items);
+    environment.add_filter("length", python::length);
+    environment.add_filter("count", python::length);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", python::strftime_now);
     environment
@@ -213,12 +225,31 @@ fn context(template: &Template, bytes: &[u8]) -> Result<Value, Failure> {
     Ok(to_value(Json::Object(all)))
 }
 
-fn render(template: &Template, bytes: &[u8]) -> Result<String, Failure> {
+fn render_here(template: &Template, bytes: &[u8]) -> Result<String, Failure> {
     let context = context(template, bytes)?;
     let mut environment = template.environment.clone();
-    environment.set_fuel(Some(FUEL_BASE + FUEL_PER_BYTE * bytes.len() as u64));
+    let fuel = FUEL_BASE + FUEL_PER_BYTE.saturating_mul(bytes.len() as u64);
+    environment.set_fuel(Some(fuel.min(FUEL_MAX)));
     let compiled = environment.get_template(NAME).map_err(|e| explain(&e))?;
     compiled.render(context).map_err(|e| explain(&e))
+}
+
+/// Renders on a stack of its own, so that no template can overflow the caller's.
+fn render(template: &Template, bytes: &[u8]) -> Result<String, Failure> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("chat-template".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || render_here(template, bytes))
+            .map_err(|e| Failure {
+                status: Status::Internal,
+                message: format!("cannot reserve {} MiB of stack: {e}", STACK_BYTES >> 20),
+            })?;
+        match thread.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// # Safety
