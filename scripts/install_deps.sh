@@ -40,13 +40,11 @@ rust_ok || die "cargo 1.85 or newer is needed, found: $(cargo --version 2>/dev/n
 case " $* " in *" test "*)
   venv=build/venv
   stamp=$venv/.requirements
-  cat tests/requirements.txt > "$stamp.new" 2>/dev/null || { mkdir -p "$venv"; cat tests/requirements.txt > "$stamp.new"; }
-  if ! cmp -s "$stamp.new" "$stamp"; then
+  if ! cmp -s tests/requirements.txt "$stamp"; then
     say "making the Python environment of the tests in $venv"
     python3 -m venv "$venv" || die "python3 -m venv failed; on Debian: apt-get install python3-venv"
     "$venv/bin/pip" install -q --disable-pip-version-check -r tests/requirements.txt \
       || die "pip could not install tests/requirements.txt: is there a network?"
     cp tests/requirements.txt "$stamp"
-  fi
-  rm -f "$stamp.new" ;;
+  fi ;;
 esac

@@ -1,16 +1,11 @@
-// Markdown to safe HTML, with code blocks that can be copied. Rendering is throttled to one a frame, so
-// that a fast stream costs no more than a slow one.
+// Shows Markdown, with code blocks that can be copied. Rendering is throttled to one a frame, so that a
+// fast stream costs no more than a slow one.
 
 import { copyText } from "./clipboard.js";
-
-marked.setOptions({ gfm: true, breaks: true, mangle: false, headerIds: false });
+import { markdownNodes } from "./markdown.js";
 
 export function renderMarkdown(element, text) {
-  element.innerHTML = DOMPurify.sanitize(marked.parse(text), { FORBID_TAGS: ["style", "form", "input"] });
-  for (const link of element.querySelectorAll("a[href]")) {
-    link.target = "_blank";
-    link.rel = "noopener noreferrer";
-  }
+  element.replaceChildren(...markdownNodes(text));
 }
 
 export function decorateCode(element) {
