@@ -57,7 +57,8 @@ struct LoadProgress {
 struct LoadOptions {
   bool dummy_weights = false;  // --load-format dummy: random weights, only the config is read
   uint64_t dummy_seed = 0;
-  std::function<void(const LoadProgress&)> progress;  // called at most every 100 ms, and at the end
+  /// Both are called from any thread of the pool, one call at a time, and must not throw.
+  std::function<void(const LoadProgress&)> progress;  // at most every 100 ms, and at the end
   std::function<bool()> cancelled;                    // polled; loading stops with kAborted
 };
 

@@ -251,12 +251,14 @@ Status read_heads(const Fields& f, ModelConfig& c) {
                             " is not a multiple of num_key_value_heads " +
                             std::to_string(c.num_kv_heads));
   }
-  if (!dim && c.hidden_size % heads != 0) {
+  // transformers gives Qwen3 heads of 128 unless told otherwise, whatever the hidden size is.
+  const bool derived = !dim && c.architecture != Architecture::kQwen3;
+  if (derived && c.hidden_size % heads != 0) {
     return invalid_argument(f.source() + ": hidden_size " + std::to_string(c.hidden_size) +
                             " is not a multiple of num_attention_heads " + std::to_string(heads) +
                             " and head_dim is missing");
   }
-  c.head_dim = static_cast<int>(dim.value_or(c.hidden_size / heads));
+  c.head_dim = static_cast<int>(derived ? c.hidden_size / heads : dim.value_or(128));
   if (c.head_dim % 2 != 0 || c.head_dim > kMaxHeadDim) {
     return invalid_argument(f.source() + ": head_dim " + std::to_string(c.head_dim) +
                             " must be even (RoPE rotates pairs) and at most " +

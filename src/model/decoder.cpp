@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 namespace capstan::model {
 namespace {
@@ -185,7 +186,12 @@ void Decoder::run_layers(const ForwardBatch& batch, const KvStore& kv) {
 Status Decoder::forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) {
   CAPSTAN_RETURN_IF_ERROR(check(batch, kv, logits));
   const auto t = static_cast<int64_t>(batch.tokens.size());
-  reserve(t);
+  try {
+    reserve(t);
+  } catch (const std::bad_alloc&) {
+    return resource_exhausted("not enough memory for the activations of a step of " +
+                              std::to_string(t) + " tokens; lower --chunked-prefill-size");
+  }
   rope_.fill(batch.positions, scratch_.cos.as<float>(), scratch_.sin.as<float>());
 
   ops_->begin_step();

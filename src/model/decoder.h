@@ -33,6 +33,7 @@ class Decoder final : public Model {
   const ModelConfig& config() const override { return config_; }
   size_t weight_bytes_per_token() const override { return bytes_per_token_; }
   size_t weight_bytes() const override { return bytes_; }
+  /// kResourceExhausted when there is no memory for the activations.
   /// kInternal when the batch contradicts itself or points outside vocabulary or cache: such a
   /// step would read or write memory that is not its own.
   Status forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) override;

@@ -147,6 +147,10 @@ Result<json::object> gguf_config_json(const GgufFile& gguf, const std::string& f
     CAPSTAN_ASSIGN(const std::optional<double> v, gguf.number(prefix + from));
     if (v) config[to] = *v;
   }
+  if (!config.contains("rms_norm_eps")) {  // config.json has a default that is not llama's
+    return data_loss(file + ": metadata key '" + prefix +
+                     "attention.layer_norm_rms_epsilon' is missing");
+  }
   const TensorView* embedding = find_tensor(gguf, "token_embd.weight");
   if (!config.contains("vocab_size")) {
     CAPSTAN_ASSIGN(const GgufArray* tokens, gguf.array("tokenizer.ggml.tokens"));

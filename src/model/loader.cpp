@@ -10,6 +10,7 @@
 #include "model/checkpoint.h"
 #include "model/decoder.h"
 #include "model/weights.h"
+#include "platform/cpu.h"
 #include "quant/codecs.h"
 
 namespace capstan::model {
@@ -149,15 +150,17 @@ Status pack(const Source& source, kernels::Ops& ops, PackJob& job) {
   return {};
 }
 
-/// Exceptions must not leave a pool thread.
-Status pack_noexcept(const Source& source, kernels::Ops& ops, PackJob& job) noexcept {
+/// Exceptions must not leave a pool thread, and callers expect errors as values.
+template <class F>
+Status guarded(const std::string& tensor, size_t bytes, F&& load) noexcept {
   try {
-    return pack(source, ops, job);
+    return load();
   } catch (const std::bad_alloc&) {
-    return resource_exhausted("not enough memory to load tensor '" + job.parts[0].name + "' (" +
-                              std::to_string(job.bytes) + " bytes in the checkpoint)");
+    return resource_exhausted("not enough memory to load tensor '" + tensor + "' of " +
+                              std::to_string(bytes) +
+                              " bytes; free memory or choose a smaller or more quantised model");
   } catch (const std::exception& e) {
-    return internal_error("loading tensor '" + job.parts[0].name + "': " + e.what());
+    return internal_error("loading tensor '" + tensor + "': " + e.what());
   }
 }
 
@@ -206,6 +209,26 @@ std::vector<PackJob> make_jobs(const ModelConfig& config, const Source& source,
   return jobs;
 }
 
+/// Weights that cannot fit are refused before the system kills the process for trying.
+Status check_memory(const ModelConfig& config, const Source& source, bool dummy) {
+  const uint64_t memory = platform::memory_info().total_bytes;
+  if (memory == 0) return {};  // unknown
+  std::vector<WeightSpec> needed = required_weights(config);
+  // A tied table is held twice: packed, and in rows (mapped, unless it is made up).
+  if (config.tie_word_embeddings && dummy) needed.push_back(embedding_spec(config));
+  uint64_t bytes = 0;
+  for (const WeightSpec& w : needed) {
+    bytes += source.bytes(w);
+    if (bytes > memory) {  // and not one more, as a hostile config's sum would overflow
+      return resource_exhausted("the weights take " + std::to_string(bytes) +
+                                " bytes or more, but this machine (or its cgroup) has " +
+                                std::to_string(memory) +
+                                " bytes of memory; choose a smaller or more quantised model");
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> checkpoint,
@@ -216,8 +239,11 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
   }
   const ModelConfig& config = checkpoint->config();
   const Source source(*checkpoint, options);
+  CAPSTAN_RETURN_IF_ERROR(check_memory(config, source, options.dummy_weights));
   DecoderWeights weights;
-  CAPSTAN_RETURN_IF_ERROR(load_small_weights(config, source, weights));
+  const WeightSpec embedding = embedding_spec(config);
+  CAPSTAN_RETURN_IF_ERROR(guarded(embedding.name, source.bytes(embedding),
+                                  [&] { return load_small_weights(config, source, weights); }));
   std::vector<PackJob> jobs = make_jobs(config, source, weights);
 
   size_t total = 0;
@@ -236,7 +262,7 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
         return;
       }
     }
-    job.status = pack_noexcept(source, *ops, job);
+    job.status = guarded(job.parts[0].name, job.bytes, [&] { return pack(source, *ops, job); });
     if (!job.status.ok()) stop = true;
     progress.add(job.bytes);
   });

@@ -76,6 +76,7 @@ TEST(ConfigJson, QwenArchitecturesDifferInBiasAndNorm) {
   EXPECT_EQ(three->architecture_name, "Qwen3ForCausalLM");
   EXPECT_FALSE(three->qkv_bias);
   EXPECT_TRUE(three->qk_norm);
+  EXPECT_EQ(three->head_dim, 128);  // not 64 / 4
 }
 
 TEST(ConfigJson, UnknownArchitecturesAreAnsweredWithTheList) {

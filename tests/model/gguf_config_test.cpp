@@ -160,6 +160,7 @@ TEST(GgufConfig, PerLayerArraysMustAgree) {
     w.u32("llama.feed_forward_length", 48).u32("llama.block_count", 2);
     w.u32("llama.attention.head_count", 4).i32s("llama.attention.head_count_kv", heads);
     w.u32("llama.context_length", 64).u32("llama.vocab_size", 40);
+    w.f32("llama.attention.layer_norm_rms_epsilon", 1e-5F);
     return w;
   };
   const auto c = open(with({2, 2}));
@@ -180,7 +181,11 @@ TEST(GgufConfig, RefusesWhatIsNotSupported) {
   expect_error(open(tiny_gguf("gemma")), ErrorCode::kInvalidArgument,
                {"'gemma'", "llama, qwen2, qwen3", "m.gguf"});
   expect_error(open(GgufWriter().u32("x", 1)), ErrorCode::kDataLoss, {"general.architecture"});
-  expect_error(open(GgufWriter().string("general.architecture", "llama")),
+  expect_error(open(GgufWriter().string("general.architecture", "llama")), ErrorCode::kDataLoss,
+               {"llama.attention.layer_norm_rms_epsilon", "missing"});
+  expect_error(open(GgufWriter()
+                        .string("general.architecture", "llama")
+                        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5F)),
                ErrorCode::kInvalidArgument, {"hidden_size", "missing"});
   const std::vector<std::pair<GgufWriter, std::vector<std::string>>> cases = {
       {tiny_gguf().u32("split.count", 3), {"split", "3"}},
@@ -205,6 +210,7 @@ TEST(GgufConfig, RefusesDamagedVocabularies) {
     w.u32("llama.feed_forward_length", 48).u32("llama.block_count", 2);
     w.u32("llama.attention.head_count", 4).u32("llama.context_length", 64);
     w.u32("llama.vocab_size", 3).string("tokenizer.ggml.model", "gpt2");
+    w.f32("llama.attention.layer_norm_rms_epsilon", 1e-5F);
     change(w);
     return w;
   };

@@ -162,6 +162,18 @@ TEST(DummyWeights, NeedOnlyAConfigAndFollowTheSeed) {
   }
 }
 
+TEST(DummyWeights, TooLargeAModelIsAnErrorNotACrash) {
+  std::string huge = kTinyConfig;
+  huge.replace(huge.find("\"vocab_size\":40"), 15, "\"vocab_size\":268435456");
+  huge.replace(huge.find("\"hidden_size\":32"), 16, "\"head_dim\":8,\"hidden_size\":16777216");
+  const TempDir dir;
+  dir.write("config.json", huge);
+  LoadOptions options;
+  options.dummy_weights = true;
+  expect_error(try_load(dir, options), ErrorCode::kResourceExhausted,
+               {"the weights take", "bytes of memory"});
+}
+
 TEST(DummyWeights, HaveTheVarianceThatKeepsActivationsInSize) {
   const WeightSpec spec{"model.layers.0.mlp.up_proj.weight", {64, 256}};
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0}) {

@@ -49,7 +49,7 @@ class SmolLm2 : public testing::Test {
 
 TEST_F(SmolLm2, FloatActivationsMatchTheReference) {
   const GoldenCase golden = golden_.get("short");
-  const LoadedModel m = load(path_, {.quantise_activations = false});
+  const LoadedModel m = load(path_, {.quantise_activations = false}, /*threads=*/2);
   ASSERT_NE(m.model, nullptr);
   EXPECT_EQ(m.model->config().eos_token_ids, (std::vector<int32_t>{2}));
   EXPECT_TRUE(m.model->config().tie_word_embeddings);
@@ -86,7 +86,7 @@ TEST_F(SmolLm2, QuantisedActivationsAgree) {
   const GoldenCase golden = golden_.get("short");
   const auto margins = boost::json::value_to<std::vector<double>>(
       golden_.json().at("cases").at("short").at("margins"));
-  const LoadedModel m = load(path_, {});
+  const LoadedModel m = load(path_, {}, /*threads=*/2);
   ASSERT_NE(m.model, nullptr);
   Session session(*m.model, 16, DType::kF16);
   std::vector<int32_t> tokens = golden.prompt;
