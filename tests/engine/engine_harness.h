@@ -3,11 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <future>
 #include <mutex>
 #include <random>
+#include <thread>
 
 #include "engine/engine.h"
 #include "engine/null_model.h"
