@@ -1,0 +1,44 @@
+#include <immintrin.h>
+
+#include "kernels/peaks.h"
+
+namespace capstan::kernels {
+namespace {
+
+constexpr int kChains = 24;
+
+double fp32_loop(long rounds) {
+  __m512 acc[kChains];
+  for (__m512& a : acc) a = _mm512_setzero_ps();
+  __m512 x = _mm512_set1_ps(1.0f), y = _mm512_set1_ps(1e-9f);
+  for (long i = 0; i < rounds; ++i) {
+    // Hides the operands' values, or the compiler would see through the loop.
+    __asm__ volatile("" : "+v"(x), "+v"(y));
+#pragma GCC unroll 24
+    for (int c = 0; c < kChains; ++c) acc[c] = _mm512_fmadd_ps(x, y, acc[c]);
+  }
+  for (__m512& a : acc) __asm__ volatile("" : "+v"(a));
+  return static_cast<double>(rounds) * kChains * 16 * 2;
+}
+
+double int8_loop(long rounds) {
+  __m512i acc[kChains];
+  for (__m512i& a : acc) a = _mm512_setzero_si512();
+  __m512i x = _mm512_set1_epi8(3), y = _mm512_set1_epi8(5);
+  for (long i = 0; i < rounds; ++i) {
+    __asm__ volatile("" : "+v"(x), "+v"(y));
+#pragma GCC unroll 24
+    for (int c = 0; c < kChains; ++c) acc[c] = _mm512_dpbusd_epi32(acc[c], x, y);
+  }
+  for (__m512i& a : acc) __asm__ volatile("" : "+v"(a));
+  return static_cast<double>(rounds) * kChains * 64 * 2;
+}
+
+}  // namespace
+
+const PeakLoops& avx512_peak_loops() {
+  static constexpr PeakLoops loops = {fp32_loop, int8_loop};
+  return loops;
+}
+
+}  // namespace capstan::kernels
