@@ -14,7 +14,8 @@ namespace capstan::platform {
 class ThreadPool {
  public:
   /// `threads` includes the caller; 0 means one per usable CPU. With `pin`, worker i is bound to
-  /// the i-th CPU this process may use. Every thread, the caller included, has FTZ and DAZ set.
+  /// the i-th CPU this process may use. Every thread has FTZ and DAZ
+  /// set, the calling thread from its first run() or begin_burst() on.
   explicit ThreadPool(int threads = 0, bool pin = true);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -77,13 +77,6 @@ struct StagedRows {
 /// scored, 71% like this (19 GB/s of reads against 13.5).
 CAPSTAN_ALWAYS_INLINE void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
-/// Keeps a value in a register: GCC would rather load a query again for each of its four uses, and
-/// loads are the bottleneck.
-template <class F>
-CAPSTAN_ALWAYS_INLINE void pin(F& x) {
-  __asm__("" : "+v"(x));
-}
-
 /// Scores of R rows against the first n keys, four at a time; keys up to the next multiple of four
 /// must be readable.
 template <class V, class Row, int R, bool kPrefetch, class Rows>
@@ -113,7 +106,7 @@ void score_rows(const Rows& keys, int n, const float* q, int q_stride, int chunk
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         x[r] = V::load(q + r * q_stride + i);
-        pin(x[r]);
+        V::pin(x[r]);  // GCC would rather load it again for each use, and loads are the bottleneck
       }
 #pragma GCC unroll 4
       for (int m = 0; m < 4; ++m) {

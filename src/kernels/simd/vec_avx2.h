@@ -27,6 +27,9 @@ struct VecAvx2 {
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F fms(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
 
+  /// Keeps a value in its register: the compiler must not load it again.
+  static void pin(F& x) { __asm__("" : "+x"(x)); }
+
   static F load_f16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

@@ -31,6 +31,13 @@ struct VecAvx512 {
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F fms(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
 
+  /// Keeps a value in its register: the compiler must not load it again.
+#if defined(CAPSTAN_SIMDE)  // a vector is a struct there
+  static void pin(F&) {}
+#else
+  static void pin(F& x) { __asm__("" : "+v"(x)); }
+#endif
+
   static F load_f16(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
