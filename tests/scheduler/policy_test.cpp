@@ -269,26 +269,26 @@ TEST(Retraction, PushesBackTheOneWithFewestOutputsAndKeepsItsPages) {
 
 TEST(Retraction, WakesThoseWhoWaitForTheVictimsPrefill) {
   SchedulerConfig config;
-  config.page_size = 1;
-  config.num_pages = 64;
-  config.chunked_prefill_size = 16;
-  config.mixed_prefill_tokens = 1;
+  config.num_pages = 21;
+  config.chunked_prefill_size = 64;
+  config.mixed_prefill_tokens = 64;
   config.conservativeness = 0;
   config.clip_max_new_tokens = 1;
   Bench b(config);
-  ASSERT_TRUE(b.add(1, iota(10), 30).ok());
+  ASSERT_TRUE(b.add(1, iota(14), 30).ok());
   b.step();
-  ASSERT_TRUE(b.add(2, iota(45, 100), 2).ok());
-  auto prompt = iota(40, 100);
+  ASSERT_TRUE(b.add(2, iota(5, 500), 30).ok());
+  ASSERT_TRUE(b.add(3, iota(300, 1000), 1).ok());
+  auto prompt = iota(290, 1000);
   prompt.push_back(9999);
-  ASSERT_TRUE(b.add(3, prompt, 2).ok());
-  b.step();
-  ASSERT_NE(b.item(2), nullptr);
-  ASSERT_EQ(b.item(3), nullptr) << "it should wait for the prefix";
+  ASSERT_TRUE(b.add(4, prompt, 1).ok());
+  // 2 takes 5 tokens of the step and 3 three pages; 4 comes up for the rest and waits for 3.
+  EXPECT_EQ(b.step(), (Ids{1, 2, 3}));
+  EXPECT_EQ(b.item(3)->count, 48);
   while (b.scheduler->stats().retractions == 0) b.step();  // each step checks the invariants
-  EXPECT_EQ(b.scheduler->retractions(2), 1);
+  EXPECT_EQ(b.scheduler->retractions(3), 1);
   b.order_of_admission();
-  EXPECT_EQ(b.ended.size(), 3u);
+  EXPECT_EQ(b.ended.size(), 4u);
 }
 
 TEST(Retraction, ByPriorityPushesBackTheLowest) {
