@@ -126,7 +126,8 @@ class Side:
                     "--host", "127.0.0.1", "--port", str(port), "-c", str(context * sequences),
                     "-np", str(sequences), "--no-webui", "-fa", a.flash_attn, *a.llama_args.split()]
         return [a.capstan, "serve", "--model-path", a.model, "--host", "127.0.0.1", "--port", str(port),
-                *a.capstan_args.format(threads=a.threads, context=context, sequences=sequences).split()]
+                "--threads", str(a.threads), "--context-length", str(context), "--max-running-requests",
+                str(sequences), "--max-total-tokens", str(context * sequences), *a.capstan_args.split()]
 
     @contextlib.contextmanager
     def running(self, context, sequences):
@@ -205,8 +206,7 @@ def main():
     parser.add_argument("--stream-tokens", type=int, default=400, help="tokens per stream of the interference scenario")
     parser.add_argument("--flash-attn", choices=("on", "off", "auto"), default="auto", help="llama-server's -fa")
     parser.add_argument("--llama-args", default="", help="further arguments for llama-server")
-    parser.add_argument("--capstan-args", default="--threads {threads} --context-length {context} --max-running-requests {sequences}",
-                        help="arguments for capstan serve; {threads}, {context} and {sequences} are filled in")
+    parser.add_argument("--capstan-args", default="", help="further arguments for capstan serve")
     parser.add_argument("--start-timeout", type=float, default=120)
     parser.add_argument("--log", default="/tmp/capstan-compare.log", help="server output goes to LOG.SIDE")
     parser.add_argument("--json", help="write figures here; figures already there are kept")
