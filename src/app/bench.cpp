@@ -21,8 +21,8 @@ static Result<BenchReport> measure(const BenchOptions& options) {
   load.name = "load";
   load.values = {{"seconds", loaded.load_seconds},
                  {"weight_bytes", static_cast<double>(loaded.model->weight_bytes())}};
-  load.text = format("%8.2f s      %.2f GB of weights, %.2f GB read per token",
-                     loaded.load_seconds, static_cast<double>(loaded.model->weight_bytes()) / 1e9,
+  load.text = format("%8.2f s      %.2f GB of weights, %.2f GB read per token", loaded.load_seconds,
+                     static_cast<double>(loaded.model->weight_bytes()) / 1e9,
                      static_cast<double>(loaded.model->weight_bytes_per_token()) / 1e9);
   report.rows.push_back(std::move(load));
   const auto add = [&](std::vector<BenchRow> rows) {

@@ -117,8 +117,8 @@ class Sequences {
   int page_size_;
   int pages_each_;
   std::unique_ptr<model::KvStore> store_;
-  std::vector<int> lengths_;     // tokens each sequence holds
-  std::vector<int32_t> pages_;   // pages_each_ per sequence
+  std::vector<int> lengths_;    // tokens each sequence holds
+  std::vector<int32_t> pages_;  // pages_each_ per sequence
   std::vector<int32_t> tokens_, positions_, logit_rows_;
   std::vector<int64_t> slots_;
   std::vector<kernels::SequenceSlice> slices_;
@@ -174,12 +174,12 @@ Result<std::vector<BenchRow>> bench_decode(BenchModel& loaded, const BenchOption
                   {"step_p99_ms", 1e3 * percentile(steps, 99)},
                   {"weight_bytes_per_s", bytes},
                   {"ops_per_s", ops}};
-    row.text = format("%8.1f tok/s  step %.2f ms (p99 %.2f)  weights %.1f GB/s, %s of DRAM  "
-                      "%.0f GOP/s, %s of INT8, %s of FP32",
-                      rate, 1e3 * percentile(steps, 50), 1e3 * percentile(steps, 99), bytes / 1e9,
-                      share(bytes, roofs.read_bytes_per_s).c_str(), ops / 1e9,
-                      share(ops, roofs.int8_ops_per_s).c_str(),
-                      share(ops, roofs.fp32_ops_per_s).c_str());
+    row.text = format(
+        "%8.1f tok/s  step %.2f ms (p99 %.2f)  weights %.1f GB/s, %s of DRAM  "
+        "%.0f GOP/s, %s of INT8, %s of FP32",
+        rate, 1e3 * percentile(steps, 50), 1e3 * percentile(steps, 99), bytes / 1e9,
+        share(bytes, roofs.read_bytes_per_s).c_str(), ops / 1e9,
+        share(ops, roofs.int8_ops_per_s).c_str(), share(ops, roofs.fp32_ops_per_s).c_str());
     rows.push_back(std::move(row));
   }
   return rows;
@@ -190,8 +190,8 @@ Result<std::vector<BenchRow>> bench_prefill(BenchModel& loaded, const BenchOptio
   model::Model& model = *loaded.model;
   const int prompt = options.prompt_length(BenchOptions::Kind::kPrefill);
   CAPSTAN_RETURN_IF_ERROR(fits(model.config(), prompt));
-  CAPSTAN_ASSIGN(auto sequences, Sequences::create(model, loaded.kv_dtype, options.page_size, 1,
-                                                   prompt));
+  CAPSTAN_ASSIGN(auto sequences,
+                 Sequences::create(model, loaded.kv_dtype, options.page_size, 1, prompt));
   std::mt19937_64 rng(options.seed);
   std::vector<double> runs;
   for (int i = 0; i < options.repeats + 1; ++i) {  // the first one warms up

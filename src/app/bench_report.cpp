@@ -34,12 +34,12 @@ std::string format(const char* pattern, ...) {
 }
 
 std::string to_table(const BenchReport& report) {
-  std::string out = format("%s\n%s, %d threads\n", report.model.c_str(), report.backend.c_str(),
-                           report.threads);
+  std::string out =
+      format("%s\n%s, %d threads\n", report.model.c_str(), report.backend.c_str(), report.threads);
   const MachineRoofs& roofs = report.roofs;
-  out += format("machine, measured now: DRAM read %.1f GB/s, INT8 %.0f GOP/s, FP32 %.0f GFLOP/s\n",
-                roofs.read_bytes_per_s / 1e9, roofs.int8_ops_per_s / 1e9,
-                roofs.fp32_ops_per_s / 1e9);
+  out +=
+      format("machine, measured now: DRAM read %.1f GB/s, INT8 %.0f GOP/s, FP32 %.0f GFLOP/s\n",
+             roofs.read_bytes_per_s / 1e9, roofs.int8_ops_per_s / 1e9, roofs.fp32_ops_per_s / 1e9);
   size_t width = 0;
   for (const BenchRow& row : report.rows) width = std::max(width, row.name.size());
   for (const BenchRow& row : report.rows) {

@@ -90,11 +90,11 @@ Result<std::vector<BenchRow>> bench_serve(BenchModel& loaded, const BenchOptions
   const int longest = output * 4 / 3;  // outputs vary by a third either way, so ends are staggered
   const int shared = std::min(options.shared_prefix, prompt - 1);
   if (config.max_position_embeddings > 0 && prompt + longest > config.max_position_embeddings) {
-    return invalid_argument(format("--prompt-len %d and --output-len %d exceed the model's context "
-                                   "length of %lld",
-                                   prompt, output,
-                                   static_cast<long long>(config.max_position_embeddings)),
-                            "prompt-len");
+    return invalid_argument(
+        format("--prompt-len %d and --output-len %d exceed the model's context "
+               "length of %lld",
+               prompt, output, static_cast<long long>(config.max_position_embeddings)),
+        "prompt-len");
   }
   engine::EngineConfig engine_config;
   engine_config.kv_dtype = loaded.kv_dtype;
@@ -157,10 +157,11 @@ Result<std::vector<BenchRow>> bench_serve(BenchModel& loaded, const BenchOptions
                 {"itl_p50_ms", 1e3 * percentile(gaps, 50)},
                 {"itl_p99_ms", 1e3 * percentile(gaps, 99)},
                 {"cached_share", hit}};
-  row.text = format("%8.1f tok/s out  TTFT p50 %.0f p99 %.0f ms  ITL p50 %.1f p99 %.1f ms  "
-                    "%.0f%% of prompt tokens cached",
-                    tokens / seconds, 1e3 * percentile(ttft, 50), 1e3 * percentile(ttft, 99),
-                    1e3 * percentile(gaps, 50), 1e3 * percentile(gaps, 99), 100 * hit);
+  row.text = format(
+      "%8.1f tok/s out  TTFT p50 %.0f p99 %.0f ms  ITL p50 %.1f p99 %.1f ms  "
+      "%.0f%% of prompt tokens cached",
+      tokens / seconds, 1e3 * percentile(ttft, 50), 1e3 * percentile(ttft, 99),
+      1e3 * percentile(gaps, 50), 1e3 * percentile(gaps, 99), 100 * hit);
   return std::vector<BenchRow>{std::move(row)};
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "app/bench.h"
 #include "app/serve.h"
 
 namespace {
@@ -11,6 +12,7 @@ constexpr const char* kUsage =
     "usage: capstan COMMAND [FLAG...]\n"
     "\n"
     "  serve    load a model and serve it over HTTP (capstan serve --help)\n"
+    "  bench    measure decode, prefill and serving speed on this machine (capstan bench --help)\n"
     "  version  print the version\n";
 
 }  // namespace
@@ -20,6 +22,7 @@ int main(int argc, char** argv) {
   if (command == "serve") {
     return capstan::app::run_serve(std::vector<std::string>(argv + 2, argv + argc));
   }
+  if (command == "bench") return capstan::app::run_bench(argc - 1, argv + 1);
   if (command == "version" || command == "--version") {
     std::puts("capstan " CAPSTAN_VERSION);
     return 0;
