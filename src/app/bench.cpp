@@ -6,6 +6,7 @@
 #include "app/bench_options.h"
 #include "app/bench_report.h"
 #include "app/bench_roofs.h"
+#include "base/log.h"
 
 namespace capstan::app {
 
@@ -46,6 +47,8 @@ static Result<BenchReport> measure(const BenchOptions& options) {
 int run_bench(int argc, char** argv) {
   const ParsedBench parsed = parse_bench_options(argc, argv);
   if (!parsed.proceed) return parsed.exit_code;
+  // Stdout is the table's; the engine's line per batch would cost time as well.
+  if (const Status s = init_logging("warning"); !s.ok()) return 1;
   const auto report = measure(parsed.options);
   if (!report.ok()) {
     std::fprintf(stderr, "capstan bench: %s\n", report.error().message.c_str());
