@@ -45,7 +45,6 @@ class PanelWeight : public LinearWeight {
   Isa isa = Isa::kAvx2;
   bool swiglu_pair = false;
   bool quantise_activations = true;
-  unsigned x_forms = 0;  // of all dtypes
   int64_t groups = 0;
   std::vector<Segment> segments;
   quant::PanelBuffer buffer;
@@ -91,6 +90,8 @@ using StoreSwiGlu = void (*)(const float* gate, const float* up, const float* ga
                              const float* up_bias, int rows, int columns, float* y, int64_t stride);
 
 struct LinearKernels {
+  /// Which form of x the kernel of a dtype reads.
+  XForm (*x_form)(DType dtype, bool quantise_activations);
   PanelKernel (*panel)(DType dtype, bool quantise_activations);
   QuantiseTile quantise_int8;
   QuantiseTile quantise_int16;
@@ -98,10 +99,9 @@ struct LinearKernels {
   StoreSwiGlu store_swiglu;
 };
 
-/// Which form of x the kernel of `dtype` reads.
-XForm x_form(DType dtype, bool quantise_activations);
-
 const LinearKernels& avx2_linear_kernels();
+/// Only for CPUs with AVX-512 F, BW, VL, DQ and VNNI. Shares layout and epilogues with AVX2.
+const LinearKernels& avx512_linear_kernels();
 
 /// The oracle: rows as in the file, dequantised one at a time, summed in double.
 Result<std::unique_ptr<LinearWeight>> pack_linear_ref(const LinearSpec& spec);

@@ -124,11 +124,6 @@ Status check_linear_spec(const LinearSpec& spec) {
   return {};
 }
 
-XForm x_form(DType dtype, bool quantise_activations) {
-  if (!is_block_quantised(dtype) || !quantise_activations) return kXFloat;
-  return dtype == DType::kQ8_0 ? kXInt16 : kXInt8;
-}
-
 Result<std::unique_ptr<LinearWeight>> pack_linear(Isa isa, const LinearSpec& spec,
                                                   const PackOptions& options) {
   CAPSTAN_RETURN_IF_ERROR(check_linear_spec(spec));
@@ -149,8 +144,6 @@ Result<std::unique_ptr<LinearWeight>> pack_linear(Isa isa, const LinearSpec& spe
     weight->segments.push_back(std::move(s));
     i += static_cast<size_t>(panels);
   }
-  for (const TensorView& part : spec.parts)
-    weight->x_forms |= x_form(part.dtype, options.quantise_activations);
 
   size_t panel_total = 0;
   for (const Segment& s : weight->segments)

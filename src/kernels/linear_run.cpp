@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "kernels/linear_internal.h"
+#include "platform/cpu.h"
 
 namespace capstan::kernels {
 
@@ -45,16 +46,21 @@ class Product {
  public:
   Product(const LinearKernels& kernels, const LinearArgs& args, const PanelWeight& weight)
       : kernels_(kernels), args_(args), weight_(weight), blocks_((weight.k_ + 31) / 32) {
+    for (const Segment& s : weight.segments) {
+      for (int p = 0; p < s.panels; ++p) {
+        x_forms_ |= kernels.x_form(s.dtypes[static_cast<size_t>(p)], weight.quantise_activations);
+      }
+    }
     const int64_t rows = std::min(args.x.rows, kChunkRows);
-    if ((weight.x_forms & kXInt8) != 0)
+    if ((x_forms_ & kXInt8) != 0)
       shared_int8_ = scratch(thread_scratch().int8, record_bytes(rows, kInt8Record));
-    if ((weight.x_forms & kXInt16) != 0)
+    if ((x_forms_ & kXInt16) != 0)
       shared_int16_ = scratch(thread_scratch().int16, record_bytes(rows, kInt16Record));
   }
 
   void work(int thread, platform::ThreadPool& pool) const {
     const int threads = pool.size();
-    const bool quantised = (weight_.x_forms & (kXInt8 | kXInt16)) != 0;
+    const bool quantised = (x_forms_ & (kXInt8 | kXInt16)) != 0;
     for (int64_t row = 0; row < args_.x.rows; row += kChunkRows) {
       const int rows = static_cast<int>(std::min(args_.x.rows - row, kChunkRows));
       XChunk x{args_.x.row(row), args_.x.stride, shared_int8_, shared_int16_};
@@ -150,6 +156,7 @@ class Product {
   const LinearArgs& args_;
   const PanelWeight& weight_;
   int64_t blocks_;
+  unsigned x_forms_ = 0;
   std::byte* shared_int8_ = nullptr;
   std::byte* shared_int16_ = nullptr;
 };
@@ -176,7 +183,11 @@ void run_linear(Isa isa, const LinearArgs& args, platform::ThreadPool& pool) {
       run_linear_panels(avx2_linear_kernels(), args, pool);
       return;
     case Isa::kAvx512:
-      die("AVX-512 kernels are not built");
+      // The layout is the same, and AVX2 is what a CPU without VNNI is fastest with.
+      run_linear_panels(
+          platform::isa_support().avx512_vnni ? avx512_linear_kernels() : avx2_linear_kernels(),
+          args, pool);
+      return;
   }
 }
 

@@ -11,9 +11,13 @@
 #include <vector>
 
 #include "kernels/linear.h"
+#include "kernels/linear_internal.h"
 #include "quant/codecs.h"
 
 namespace capstan::kernels {
+
+/// The AVX-512 kernels compiled on SIMDe (see test.cmake).
+const LinearKernels& simde_avx512_linear_kernels();
 
 inline const char* isa_label(Isa isa) {
   return isa == Isa::kRef ? "ref" : isa == Isa::kAvx2 ? "avx2" : "avx512";
@@ -28,8 +32,20 @@ inline constexpr DType kFormats[] = {DType::kF32,  DType::kF16,  DType::kBF16, D
 inline std::vector<Isa> runnable_isas() {
   std::vector<Isa> isas = {Isa::kRef};
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back(Isa::kAvx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    isas.push_back(Isa::kAvx2);
+    isas.push_back(Isa::kAvx512);  // natively or on SIMDe
+  }
   return isas;
+}
+
+/// run_linear, with SIMDe's kernels where the CPU lacks AVX-512.
+inline void run_product(Isa isa, const LinearArgs& args, platform::ThreadPool& pool) {
+  if (isa == Isa::kAvx512 && !__builtin_cpu_supports("avx512vnni")) {
+    if (args.x.rows != 0) run_linear_panels(simde_avx512_linear_kernels(), args, pool);
+  } else {
+    run_linear(isa, args, pool);
+  }
 }
 
 /// A matrix [n, k] (or, with k == 0, a vector [n]) in `dtype`, about N(0, 1/k).

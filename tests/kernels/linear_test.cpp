@@ -143,9 +143,9 @@ TEST(Linear, SwiGluOfExtremeGates) {
     std::vector<float> x(8, 0.0f), y(7);
     x[0] = 1;
     platform::ThreadPool pool(1, false);
-    run_linear(isa,
-               {{x.data(), 1, k, k}, packed.weight.get(), {y.data(), 1, 7, 7}, Epilogue::kSwiGlu},
-               pool);
+    linear_test::run_product(
+        isa, {{x.data(), 1, k, k}, packed.weight.get(), {y.data(), 1, 7, 7}, Epilogue::kSwiGlu},
+        pool);
     for (size_t i = 0; i < 7; ++i) {
       const double g = gates[i];
       EXPECT_NEAR(y[i], 2 * g / (1 + std::exp(-g)), 1e-6 * (1 + std::fabs(g)))
@@ -192,8 +192,8 @@ TEST(Linear, NonFiniteActivationsStayInTheirRow) {
       std::vector<float> x(5 * 256, 0.5f), y(5 * 16), clean(5 * 16);
       platform::ThreadPool pool(1, false);
       const auto go = [&](std::vector<float>& out) {
-        run_linear(isa, {{x.data(), 5, 256, 256}, packed.weight.get(), {out.data(), 5, 16, 16}},
-                   pool);
+        linear_test::run_product(
+            isa, {{x.data(), 5, 256, 256}, packed.weight.get(), {out.data(), 5, 16, 16}}, pool);
       };
       go(clean);
       x[1 * 256 + 40] = std::numeric_limits<float>::quiet_NaN();
@@ -222,7 +222,8 @@ TEST(Linear, ZeroRowsAndZeroActivations) {
       EXPECT_TRUE(linear_test::run(packed, 0, 2).empty());
       std::vector<float> x(256, 0.0f), y(20, 1.0f);
       platform::ThreadPool pool(2, false);
-      run_linear(isa, {{x.data(), 1, 256, 256}, packed.weight.get(), {y.data(), 1, 20, 20}}, pool);
+      linear_test::run_product(
+          isa, {{x.data(), 1, 256, 256}, packed.weight.get(), {y.data(), 1, 20, 20}}, pool);
       for (float v : y) EXPECT_EQ(v, 0.0f);
     }
   }

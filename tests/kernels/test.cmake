@@ -4,3 +4,12 @@ target_sources(kernels_test PRIVATE ${CMAKE_SOURCE_DIR}/src/kernels/avx512/ops_a
 set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/avx512/ops_avx512.cpp PROPERTIES
   COMPILE_OPTIONS "-O2;-mavx2;-mfma;-mf16c;-Wno-psabi;-Wno-pedantic;-include;${CMAKE_SOURCE_DIR}/tests/kernels/simde_avx512.h"
   COMPILE_DEFINITIONS "CAPSTAN_SIMDE=1;VecAvx512=VecSimde512;avx512_kernels=simde_avx512_kernels")
+
+# And linear()'s: the table's name and the namespace are replaced for the same reason. -O1, because
+# SIMDe's generic code for the unrolled kernels takes minutes and a gigabyte at -O2.
+set(CAPSTAN_LINEAR_AVX512 ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_quantised.cpp
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_float.cpp)
+target_sources(kernels_test PRIVATE ${CAPSTAN_LINEAR_AVX512})
+set_source_files_properties(${CAPSTAN_LINEAR_AVX512} PROPERTIES
+  COMPILE_OPTIONS "-O1;-mavx2;-mfma;-mf16c;-Wno-psabi;-Wno-pedantic;-include;${CMAKE_SOURCE_DIR}/tests/kernels/simde_avx512.h"
+  COMPILE_DEFINITIONS "CAPSTAN_SIMDE=1;avx512=avx512_on_simde;avx512_linear_kernels=simde_avx512_linear_kernels")
