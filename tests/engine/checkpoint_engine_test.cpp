@@ -10,6 +10,14 @@
 namespace capstan::engine {
 namespace {
 
+// ThreadSanitizer slows the kernels a hundredfold; there one configuration is enough, and what it
+// looks for here is the engine, not the pool.
+#ifdef CAPSTAN_TSAN
+constexpr int kThreads = 1, kChunks[] = {16}, kPageSizes[] = {16};
+#else
+constexpr int kThreads = 2, kChunks[] = {16, 48, -1}, kPageSizes[] = {1, 16};
+#endif
+
 /// An engine over a checkpoint of tests/testdata/model.
 struct Served {
   model::LoadedModel loaded;
@@ -19,7 +27,7 @@ struct Served {
   Served(const std::string& name, EngineConfig config) {
     kernels::CpuOpsOptions options;
     options.isa = kernels::supported_isas().back();
-    loaded = model::load(model::testdata(name), options);
+    loaded = model::load(model::testdata(name), options, kThreads);
     config.scheduler.context_length =
         static_cast<int>(loaded.checkpoint->config().max_position_embeddings);
     config.kv_dtype = DType::kF32;
@@ -44,8 +52,8 @@ class CheckpointEngine : public ::testing::TestWithParam<const char*> {};
 TEST_P(CheckpointEngine, GreedyEqualsTransformersInAnyCompany) {
   const model::Golden golden(std::string(CAPSTAN_TESTDATA) + "/model/" + GetParam() + "/golden");
   const auto cases = {golden.get("short"), golden.get("long")};
-  for (const int page_size : {1, 16}) {
-    for (const int chunk : {16, 48, -1}) {
+  for (const int page_size : kPageSizes) {
+    for (const int chunk : kChunks) {
       EngineConfig config = small_config();
       config.scheduler.page_size = page_size;
       config.scheduler.num_pages = 4096 / page_size;
