@@ -135,6 +135,8 @@ EngineStats EngineImpl::stats() const {
   {
     std::lock_guard lock(stats_mutex_);
     out = stats_;
+    // The outline is that of the step in progress until the step's statistics are published.
+    if (outline_.number > stats_.steps) out.step_prefill_tokens = outline_.prefill_tokens;
   }
   {
     // Between steps the published count is stale: requests may have arrived during a long one.

@@ -95,6 +95,7 @@ struct EngineStats {
   uint64_t prefill_compute_tokens = 0, prefill_cached_tokens = 0, decode_tokens = 0;
   double last_step_seconds = 0;
   double seconds_since_progress = 0;  // 0 when idle; grows when a step hangs
+  int step_prefill_tokens = 0;        // of the step in progress; 0 between steps and in pure decode
   size_t weight_bytes = 0, kv_bytes = 0;
   uint64_t finished_requests = 0;  // without probes; aborted ones included
   uint64_t aborted_requests = 0;

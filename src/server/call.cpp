@@ -4,18 +4,18 @@
 
 namespace capstan::server {
 
-Call::Call(AppState& app, Exchange& exchange, const GenerationCall& request,
-           StreamFormatter* formatter)
+Call::Call(AppState& app, Exchange& exchange, const GenerationCall& request, ResponseWriter* writer)
     : app_(app),
       exchange_(exchange),
       request_(request),
-      formatter_(formatter),
+      writer_(writer),
       created_(exchange.request().received),
       ended_(exchange.executor()) {
   for (const Prompt& prompt : request_.prompts) {
     for (int i = 0; i < request_.n; ++i) {
       choices_.push_back(
           std::make_shared<Choice>(*this, prompt, static_cast<int>(choices_.size()), i == 0));
+      if (request_.keep_token_ids) choices_.back()->keep_token_ids();
     }
   }
   open_ = choices_.size();
@@ -24,7 +24,7 @@ Call::Call(AppState& app, Exchange& exchange, const GenerationCall& request,
 Call::~Call() {
   exchange_.on_disconnect(nullptr);
   detach_all();
-  if (registered_) app_.live.erase(request_.rid);
+  for (const std::string& rid : registered_) app_.live.erase(rid);
 }
 
 void Call::detach_all() {
@@ -32,12 +32,17 @@ void Call::detach_all() {
 }
 
 std::optional<ApiError> Call::submit() {
-  if (!app_.live.insert(request_.rid)) {
-    return bad_request("rid: the id \"" + request_.rid +
-                           "\" is in use by a running request; choose another or wait for its end.",
-                       "rid");
+  std::vector<std::string> rids = request_.prompt_rids;
+  if (rids.empty()) rids.push_back(request_.rid);
+  for (std::string& rid : rids) {
+    if (!app_.live.insert(rid)) {
+      return bad_request(
+          "rid: the id \"" + rid +
+              "\" is in use by a running request; choose another or wait for its end.",
+          "rid");
+    }
+    registered_.push_back(std::move(rid));
   }
-  registered_ = true;
   if (exchange_.disconnected()) {
     client_left_ = true;
     ended_.notify();
@@ -69,7 +74,7 @@ std::optional<ApiError> Call::submit() {
         return from_error(id.error());
       }
       choices_[next]->engine_id = *id;
-      app_.live.add_engine_id(request_.rid, *id);
+      app_.live.add_engine_id(rid_of(request_, next / static_cast<size_t>(request_.n)), *id);
     }
   }
   return std::nullopt;

@@ -25,9 +25,8 @@ struct Usage {
 
 class Call {
  public:
-  /// `formatter` null: nothing is streamed, results are collected in the choices.
-  Call(AppState& app, Exchange& exchange, const GenerationCall& request,
-       StreamFormatter* formatter);
+  /// `writer` null: nothing is streamed, results are collected in the choices.
+  Call(AppState& app, Exchange& exchange, const GenerationCall& request, ResponseWriter* writer);
   ~Call();
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -47,7 +46,7 @@ class Call {
   // For choices:
   AppState& app() { return app_; }
   Exchange& exchange() { return exchange_; }
-  StreamFormatter* formatter() { return formatter_; }
+  ResponseWriter* writer() { return writer_; }
   Clock::time_point created() const { return created_; }
   void choice_done();
   void fail(ApiError error);
@@ -58,12 +57,12 @@ class Call {
   AppState& app_;
   Exchange& exchange_;
   const GenerationCall& request_;
-  StreamFormatter* formatter_;
+  ResponseWriter* writer_;
   const Clock::time_point created_;
   std::vector<std::shared_ptr<Choice>> choices_;
   Signal ended_;
-  size_t open_ = 0;  // choices that have not ended
-  bool registered_ = false;
+  size_t open_ = 0;                      // choices that have not ended
+  std::vector<std::string> registered_;  // rids
   bool client_left_ = false;
   std::optional<ApiError> error_;
 };

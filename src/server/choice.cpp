@@ -79,24 +79,24 @@ void Choice::take_token(engine::OutputToken&& token, const engine::OutputEvent& 
 }
 
 void Choice::emit(bool final) {
-  StreamFormatter* formatter = call_->formatter();
-  if (formatter == nullptr) return;
+  ResponseWriter* writer = call_->writer();
+  if (writer == nullptr) return;
   if (started_ && !final && unsent_tokens_ < interval_) return;
   Exchange& exchange = call_->exchange();
   exchange.begin_event_stream();
   std::string& out = exchange.stream_buffer();
   if (!started_) {
     started_ = true;
-    formatter->first(*this, out);
+    writer->first(*this, out);
   }
   unsent_tokens_ = 0;
   // Log-probabilities of withheld text wait for it.
   if (!text_.empty() || (final && !entries_.empty())) {
-    formatter->delta(*this, text_, entries_, out);
+    writer->delta(*this, text_, entries_, out);
     text_.clear();
     entries_.clear();
   }
-  if (final) formatter->finish(*this, out);
+  if (final) writer->finish(*this, out);
   exchange.stream_flush();
 }
 

@@ -20,16 +20,22 @@ namespace capstan::server {
 class Call;
 class Choice;
 
-/// Writes events of one dialect. All on the IO thread; `out` is the stream's buffer.
-class StreamFormatter {
+/// Writes answers of one dialect. All on the IO thread; `out` is the stream's buffer.
+class ResponseWriter {
  public:
-  virtual ~StreamFormatter() = default;
+  virtual ~ResponseWriter() = default;
+  /// The answer to a request that does not stream.
+  virtual std::string whole(const Call& call) = 0;
+
+  // Streams:
   /// Before anything else of this choice.
   virtual void first(const Choice& choice, std::string& out) = 0;
   /// New text and the log-probabilities (if asked for) of the tokens since the last call.
   virtual void delta(const Choice& choice, std::string_view text,
                      std::span<const engine::OutputToken> entries, std::string& out) = 0;
   virtual void finish(const Choice& choice, std::string& out) = 0;
+  /// After the last choice.
+  virtual void end(const Call& call, std::string& out) = 0;
 };
 
 class Choice final : public EventReceiver, public std::enable_shared_from_this<Choice> {
@@ -43,6 +49,8 @@ class Choice final : public EventReceiver, public std::enable_shared_from_this<C
   bool done() const { return done_; }
   scheduler::RequestId engine_id = 0;
 
+  /// Only while the request runs (in ResponseWriter's functions).
+  const Call& call() const { return *call_; }
   const Prompt& prompt() const { return prompt_; }
   int index() const { return index_; }
   int64_t prompt_tokens() const { return static_cast<int64_t>(prompt_.ids.size()); }

@@ -20,7 +20,6 @@ Status read_common(const AppState& app, Fields& fields, GenerationCall* call) {
                              std::to_string(rid->size()) + ".");
     }
     call->rid = *rid;
-    call->rid_given = true;
   } else {
     call->rid = random_hex_id();
   }

@@ -22,8 +22,11 @@ struct Prompt {
 
 struct GenerationCall {
   std::string model;
-  std::string rid;  // client-visible id, given or 32 hex digits
-  bool rid_given = false;
+  std::string rid;                       // client-visible id, given or 32 hex digits
+  std::vector<std::string> prompt_rids;  // native batches: one per prompt, instead of `rid`
+  bool batch = false;                    // native: the answer is a list
+  bool return_text_in_logprobs = false;  // native
+  bool keep_token_ids = false;           // native: the answer shows them
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage = false;
@@ -37,6 +40,12 @@ struct GenerationCall {
 /// Pure functions of the body; may run on a worker thread.
 Result<GenerationCall> prepare_chat(const AppState& app, std::string_view body);
 Result<GenerationCall> prepare_completion(const AppState& app, std::string_view body);
+Result<GenerationCall> prepare_native(const AppState& app, std::string_view body);
+
+/// The id under which a prompt can be aborted.
+inline const std::string& rid_of(const GenerationCall& call, size_t prompt) {
+  return call.prompt_rids.empty() ? call.rid : call.prompt_rids[prompt];
+}
 
 /// Messages (and tools in history) of a chat body as token ids; also serves /tokenize. Adds what
 /// is wrong to `fields`.

@@ -6,6 +6,7 @@
 namespace capstan::server {
 
 void add_openai_routes(AppState& app);     // chat, completions, models
+void add_native_routes(AppState& app);     // /generate
 void add_health_routes(AppState& app);     // /health, /ping
 void add_info_routes(AppState& app);       // model and server info, loads, metrics, version
 void add_control_routes(AppState& app);    // cache flush, abort

@@ -1,8 +1,9 @@
 // /health: does the engine still make progress? A one-token probe goes through the engine beside
 // all other work; it is not counted, cached or queued. The answer comes within a second:
 //   200  the probe came back, or any step finished since it was sent, or the engine has been busy
-//        with one step for less than the timeout (a long prefill chunk is not a hang);
-//   503  starting, draining, or nothing finished for the timeout although the probe waits.
+//        with one step for less than the timeout (with a prefill chunk: less than the watchdog's);
+//   503  starting, draining, or nothing finished for that long although the probe waits.
+#include <limits>
 #include <mutex>
 
 #include "server/handlers.h"
@@ -38,11 +39,19 @@ bool progressed(const AppState& app, const Probe& probe) {
   return probe.done || app.engine->stats().steps > probe.steps;
 }
 
+// Seconds a probe may wait without any step finishing. A prefill chunk may honestly take longer
+// than the timeout; how long is too long for it the watchdog decides, which ends the process.
+double allowed_wait(const AppState& app) {
+  const double timeout = app.config.health_timeout;
+  if (app.engine->stats().step_prefill_tokens == 0) return timeout;
+  const double watchdog = app.engine->config().watchdog_timeout;
+  return watchdog > 0 ? std::max(timeout, watchdog) : std::numeric_limits<double>::infinity();
+}
+
 Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state) {
   const HttpResponse healthy = text_response(200, ""), unhealthy = text_response(503, "");
   if (!app.ready || app.draining) co_return unhealthy;
   if (!app.config.health_generation) co_return healthy;
-  const double timeout = app.config.health_timeout;
 
   std::shared_ptr<Probe> probe;
   {
@@ -54,7 +63,7 @@ Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state)
     probe = state.overdue;
   }
   if (probe) {
-    const bool hung = seconds_between(probe->sent, Clock::now()) >= timeout;
+    const bool hung = seconds_between(probe->sent, Clock::now()) >= allowed_wait(app);
     co_return hung ? unhealthy : healthy;
   }
 
@@ -74,7 +83,7 @@ Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state)
   if (!id.ok()) co_return unhealthy;
   probe->id = *id;
   const auto patience = std::chrono::duration_cast<Clock::duration>(
-      std::chrono::duration<double>(std::min(kAnswerWithin, timeout)));
+      std::chrono::duration<double>(std::min(kAnswerWithin, app.config.health_timeout)));
   const bool in_time = co_await answered.wait_until(probe->sent + patience);
   probe->waiter = nullptr;
   if (in_time) co_return healthy;
@@ -90,7 +99,7 @@ Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state)
       app.engine->cancel(probe->id);
     }
   }
-  co_return seconds_between(probe->sent, Clock::now()) >= timeout ? unhealthy : healthy;
+  co_return seconds_between(probe->sent, Clock::now()) >= allowed_wait(app) ? unhealthy : healthy;
 }
 
 }  // namespace

@@ -152,7 +152,8 @@ void append_completion_logprobs(std::string& out, const text::Tokenizer& tokeniz
          top + "],\"text_offset\":[" + offsets + "]}";
 }
 
-std::string chat_response(const AppState& app, const Call& call, const OpenAiIdentity& identity) {
+static std::string chat_response(const AppState& app, const Call& call,
+                                 const OpenAiIdentity& identity) {
   std::string out;
   append_head(out, identity, "chat.completion");
   for (const auto& choice : call.choices()) {
@@ -173,8 +174,9 @@ std::string chat_response(const AppState& app, const Call& call, const OpenAiIde
   return out;
 }
 
-std::string completion_response(const AppState& app, const Call& call,
-                                const GenerationCall& request, const OpenAiIdentity& identity) {
+static std::string completion_response(const AppState& app, const Call& call,
+                                       const GenerationCall& request,
+                                       const OpenAiIdentity& identity) {
   std::string out;
   append_head(out, identity, "text_completion");
   for (const auto& choice : call.choices()) {
@@ -198,9 +200,9 @@ std::string completion_response(const AppState& app, const Call& call,
   return out;
 }
 
-OpenAiStream::OpenAiStream(const AppState& app, const GenerationCall& request,
-                           const OpenAiIdentity& identity, bool chat)
-    : app_(app), request_(request), identity_(identity), chat_(chat) {
+OpenAiWriter::OpenAiWriter(const AppState& app, const GenerationCall& request,
+                           OpenAiIdentity identity, bool chat)
+    : app_(app), request_(request), identity_(std::move(identity)), chat_(chat) {
   head_ = "data: ";
   append_head(head_, identity_, chat ? "chat.completion.chunk" : "text_completion");
   choices_.resize(request.prompts.size() * static_cast<size_t>(request.n));
@@ -209,29 +211,34 @@ OpenAiStream::OpenAiStream(const AppState& app, const GenerationCall& request,
   }
 }
 
-void OpenAiStream::append_usage_member(std::string& out) const {
+std::string OpenAiWriter::whole(const Call& call) {
+  return chat_ ? chat_response(app_, call, identity_)
+               : completion_response(app_, call, request_, identity_);
+}
+
+void OpenAiWriter::append_usage_member(const Choice& choice, std::string& out) const {
   out += "],\"usage\":";
-  if (request_.continuous_usage && call_ != nullptr) {
-    append_usage(out, app_, call_->usage());
+  if (request_.continuous_usage) {
+    append_usage(out, app_, choice.call().usage());
   } else {
     out += "null";
   }
   out += "}\n\n";
 }
 
-void OpenAiStream::first(const Choice& choice, std::string& out) {
+void OpenAiWriter::first(const Choice& choice, std::string& out) {
   if (chat_) {
     out += choices_[static_cast<size_t>(choice.index())].prefix;
     out +=
         "\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
         "\"finish_reason\":null,\"matched_stop\":null}";
-    append_usage_member(out);
+    append_usage_member(choice, out);
   } else if (request_.echo) {
     delta(choice, choice.prompt().text, {}, out);
   }
 }
 
-void OpenAiStream::delta(const Choice& choice, std::string_view text,
+void OpenAiWriter::delta(const Choice& choice, std::string_view text,
                          std::span<const engine::OutputToken> entries, std::string& out) {
   PerChoice& own = choices_[static_cast<size_t>(choice.index())];
   out += own.prefix;
@@ -251,21 +258,21 @@ void OpenAiStream::delta(const Choice& choice, std::string_view text,
     own.prompt_logprobs_sent = true;
   }
   out += ",\"finish_reason\":null,\"matched_stop\":null}";
-  append_usage_member(out);
+  append_usage_member(choice, out);
 }
 
-void OpenAiStream::finish(const Choice& choice, std::string& out) {
+void OpenAiWriter::finish(const Choice& choice, std::string& out) {
   out += choices_[static_cast<size_t>(choice.index())].prefix;
   out += chat_ ? "\"delta\":{},\"logprobs\":null" : "\"text\":\"\",\"logprobs\":null";
   append_finish(out, choice);
-  append_usage_member(out);
+  append_usage_member(choice, out);
 }
 
-void OpenAiStream::end(std::string& out) const {
+void OpenAiWriter::end(const Call& call, std::string& out) {
   if (request_.include_usage) {
     out += head_;
     out += "],\"usage\":";
-    append_usage(out, app_, call_->usage());
+    append_usage(out, app_, call.usage());
     out += "}\n\n";
   }
   out += "data: [DONE]\n\n";

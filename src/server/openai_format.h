@@ -36,23 +36,19 @@ void append_completion_logprobs(std::string& out, const text::Tokenizer& tokeniz
 /// The text of one token, for log-probabilities; bytes that are no UTF-8 become U+FFFD.
 std::string token_text(const text::Tokenizer& tokenizer, int32_t id);
 
-std::string chat_response(const AppState& app, const Call& call, const OpenAiIdentity& identity);
-std::string completion_response(const AppState& app, const Call& call,
-                                const GenerationCall& request, const OpenAiIdentity& identity);
-
-/// Streams chat.completion.chunk and text_completion objects.
-class OpenAiStream : public StreamFormatter {
+/// chat.completion(.chunk) and text_completion objects.
+class OpenAiWriter : public ResponseWriter {
  public:
-  OpenAiStream(const AppState& app, const GenerationCall& request, const OpenAiIdentity& identity,
+  OpenAiWriter(const AppState& app, const GenerationCall& request, OpenAiIdentity identity,
                bool chat);
-  void attach(const Call* call) { call_ = call; }  // for running usage
 
+  std::string whole(const Call& call) override;
   void first(const Choice& choice, std::string& out) override;
   void delta(const Choice& choice, std::string_view text,
              std::span<const engine::OutputToken> entries, std::string& out) override;
   void finish(const Choice& choice, std::string& out) override;
   /// Usage chunk (if asked for) and [DONE].
-  void end(std::string& out) const;
+  void end(const Call& call, std::string& out) override;
 
  private:
   struct PerChoice {
@@ -60,13 +56,12 @@ class OpenAiStream : public StreamFormatter {
     int64_t text_offset = 0;
     bool prompt_logprobs_sent = false;
   };
-  void append_usage_member(std::string& out) const;
+  void append_usage_member(const Choice& choice, std::string& out) const;
 
   const AppState& app_;
   const GenerationCall& request_;
-  const OpenAiIdentity& identity_;
+  const OpenAiIdentity identity_;
   const bool chat_;
-  const Call* call_ = nullptr;
   std::string head_;  // data: {"id":...,"choices":[
   std::vector<PerChoice> choices_;
 };

@@ -51,12 +51,12 @@ std::string shown(const ServerConfig& config, const std::string& text) {
 }  // namespace
 
 std::string received_line(const ServerConfig& config, const HttpRequest& http,
-                          const GenerationCall& request, std::string_view endpoint) {
+                          const GenerationCall& request) {
   Line line(config.log_requests_json);
   if (config.log_requests_json) line.text("event", "request.received");
   line.text("rid", request.rid);
   line.text("request_id", http.request_id);
-  line.text("endpoint", endpoint);
+  line.text("endpoint", http.route);
   line.text("model", request.model);
   line.text("stream", request.stream ? "true" : "false");
   line.number("prompts", static_cast<double>(request.prompts.size()));
@@ -91,10 +91,9 @@ std::string finished_line(const ServerConfig& config, const GenerationCall& requ
   return line.take();
 }
 
-void log_received(const AppState& app, const HttpRequest& http, const GenerationCall& request,
-                  std::string_view endpoint) {
+void log_received(const AppState& app, const HttpRequest& http, const GenerationCall& request) {
   if (!app.config.log_requests) return;
-  const std::string line = received_line(app.config, http, request, endpoint);
+  const std::string line = received_line(app.config, http, request);
   if (app.config.log_requests_json) {
     LOG_INFO("{}", line);
   } else {

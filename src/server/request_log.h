@@ -7,13 +7,12 @@
 
 namespace capstan::server {
 
-void log_received(const AppState& app, const HttpRequest& http, const GenerationCall& request,
-                  std::string_view endpoint);
+void log_received(const AppState& app, const HttpRequest& http, const GenerationCall& request);
 void log_finished(const AppState& app, const GenerationCall& request, const Call& call);
 
 /// The lines themselves, without "Receive: "/"Finish: "; text or one JSON object.
 std::string received_line(const ServerConfig& config, const HttpRequest& http,
-                          const GenerationCall& request, std::string_view endpoint);
+                          const GenerationCall& request);
 std::string finished_line(const ServerConfig& config, const GenerationCall& request,
                           const Call& call);
 

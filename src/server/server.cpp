@@ -88,6 +88,7 @@ Status ServerImpl::init(std::shared_ptr<engine::Engine> engine,
   }
   app_.metrics = std::make_unique<Metrics>(config, app_.engine);
   add_openai_routes(app_);
+  add_native_routes(app_);
   add_health_routes(app_);
   add_info_routes(app_);
   add_control_routes(app_);

@@ -48,7 +48,9 @@ class PlainTemplate final : public text::ChatTemplate {
  public:
   explicit PlainTemplate(bool parts) : parts_(parts) {}
   Result<std::string> render(std::string_view context) const override {
-    const boost::json::value value = boost::json::parse(context);  // must be valid JSON
+    boost::json::parse_options deep;
+    deep.max_depth = 256;
+    const boost::json::value value = boost::json::parse(context, {}, deep);  // must be valid JSON
     std::string out;
     for (const auto& message : value.at("messages").get_array()) {
       out += content_text(message.get_object());

@@ -210,6 +210,17 @@ TEST(Health, BusyWithOneStepIsAliveUntilTheTimeout) {
   h.engine->allow_steps(-1);
 }
 
+TEST(Health, ALongPrefillChunkIsAliveUntilTheWatchdogsTimeout) {
+  Harness h([](ServerConfig& c) { c.health_timeout = 0.1; });
+  h.engine->set_step_prefill_tokens(2048);
+  h.engine->allow_steps(0);
+  EXPECT_EQ(h.get("/health").status, 200);
+  EXPECT_EQ(h.get("/health").status, 200);
+  h.engine->set_step_prefill_tokens(0);
+  EXPECT_EQ(h.get("/health").status, 503);
+  h.engine->allow_steps(-1);
+}
+
 TEST(Health, WithoutGeneration) {
   Harness h([](ServerConfig& c) {
     c.health_generation = false;

@@ -78,6 +78,11 @@ class FakeEngine final : public engine::Engine {
     const std::lock_guard lock(mutex_);
     tokens_per_event_ = n;
   }
+  /// What stats() says of the step in progress.
+  void set_step_prefill_tokens(int n) {
+    const std::lock_guard lock(mutex_);
+    step_prefill_ = n;
+  }
   void set_cached_tokens(int n) {
     const std::lock_guard lock(mutex_);
     cached_ = n;
@@ -163,6 +168,7 @@ class FakeEngine final : public engine::Engine {
     stats.scheduler.used_tokens = stats.scheduler.running * 16;
     stats.scheduler.free_tokens = stats.scheduler.total_tokens - stats.scheduler.used_tokens;
     stats.steps = steps_;
+    stats.step_prefill_tokens = step_prefill_;
     stats.gen_throughput = live_.empty() ? 0 : 12.5;
     stats.cache_hit_rate = 0.25;
     stats.weight_bytes = 1000;
@@ -299,7 +305,8 @@ class FakeEngine final : public engine::Engine {
   Script script_;
   engine::RequestId last_id_ = 0;
   uint64_t steps_ = 0;
-  int allowed_ = -1, fail_after_ = -1, max_live_ = -1, tokens_per_event_ = 1, cached_ = 0;
+  int allowed_ = -1, fail_after_ = -1, max_live_ = -1, tokens_per_event_ = 1, cached_ = 0,
+      step_prefill_ = 0;
   int cancelled_ = 0, flushes_ = 0;
   ErrorCode fail_code_ = ErrorCode::kInternal;
   std::string fail_message_;
