@@ -5,4 +5,6 @@ preset=$1
 say "C++ tests"
 ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)"
 say "Python tests: structure, clients, chat page"
-CAPSTAN_BINARY=$PWD/build/$preset/capstan build/venv/bin/python -m pytest -q tests/structure tests/clients tests/web
+model=${CAPSTAN_MODEL_DIR:-$(cache_dir)/models}/SmolLM2-135M-Instruct
+CAPSTAN_BINARY=$PWD/build/$preset/capstan CAPSTAN_MODEL=$(ls "$model"/*.gguf) \
+  build/venv/bin/python -m pytest -q tests/structure tests/clients tests/web

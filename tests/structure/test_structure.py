@@ -1,5 +1,6 @@
 """The house rules that a compiler does not check: who may include whom, and what every folder has."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -118,3 +119,12 @@ def test_no_machine_paths_or_registry_hosts():
         if match:
             found.append(f"{path.relative_to(ROOT)}: {match.group()}")
     assert found == []
+
+
+def test_flag_page_is_what_the_program_prints():
+    binary = os.environ.get("CAPSTAN_BINARY")
+    if not binary:
+        pytest.skip("CAPSTAN_BINARY names no program")
+    printed = subprocess.run([binary, "serve", "--help-markdown"], check=True, capture_output=True, text=True).stdout
+    page = (ROOT / "docs/flags.md").read_text(encoding="utf-8")
+    assert page.endswith(printed), "write it again: capstan serve --help-markdown, below the page's first lines"
