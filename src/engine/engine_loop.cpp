@@ -344,8 +344,7 @@ void EngineImpl::sample_rows(const scheduler::StepPlan& plan, MatrixView logits)
 }
 
 void EngineImpl::fail_step(const scheduler::StepPlan& plan, const Error& error) {
-  LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(),
-            error.message);
+  LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(), error.message);
   scheduler_->abandon(plan);  // nothing it wrote may be served from the cache
   for (const scheduler::PlanItem& item : plan.items) {
     LiveRequest* live = find(item.id);

@@ -63,8 +63,8 @@ inline simde__m512i madd_epi16(simde__m512i a, simde__m512i b) {
 // SIMDe has vpdpbusd, byte by byte; this builds and runs ten times faster.
 inline __m256i dpbusd(__m256i sum, __m256i u, __m256i s) {
   const __m256i low8 = _mm256_set1_epi16(255);
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(u, low8),
-                                         _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+  const __m256i even =
+      _mm256_madd_epi16(_mm256_and_si256(u, low8), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
   return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }

@@ -100,7 +100,7 @@ def test_files_have_one_subject():
 
 def test_no_unfinished_words():
     # Spelled in two halves so that this file does not find itself.
-    words = re.compile("|".join(["TO" + "DO", "FIX" + "ME", "X" + "XX", "not impl" + "emented yet"]))
+    words = re.compile("|".join(["TO" + "DO", "FIX" + "ME", r"\bX" + r"XX\b(?!X)", "not impl" + "emented yet"]))
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in tracked("*.cpp", "*.h", "*.rs", "*.py", "*.sh", "*.md", "web/*")
              if p.suffix in {".cpp", ".h", ".rs", ".py", ".sh", ".md", ".js", ".css", ".html"}
              for m in words.finditer(p.read_text(encoding="utf-8", errors="replace"))]

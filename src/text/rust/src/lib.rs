@@ -6,5 +6,6 @@
 
 mod ffi;
 mod python;
+mod python_json;
 mod template;
 mod tokenizer;

@@ -1,7 +1,7 @@
 //! `minijinja` set up as transformers sets up jinja2 for chat templates.
 
 use crate::ffi::{guard, Bytes, Failure, Slice, Status};
-use crate::python;
+use crate::{python, python_json};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use serde_json::{json, Map, Value as Json};
@@ -148,7 +148,7 @@ fn compile(source: &str, bos: &str, eos: &str) -> Result<Box<Template>, Failure>
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(python::method);
     environment.set_formatter(python::format_output);
-    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("tojson", python_json::tojson);
     environment.add_filter("trim", python::trim);
     environment.add_filter("string", python::string);
     environment.add_filter("items", python::items);
