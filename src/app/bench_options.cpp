@@ -2,8 +2,6 @@
 
 #include <CLI/CLI.hpp>
 
-#include <map>
-
 namespace capstan::app {
 
 ParsedBench parse_bench_options(int argc, char** argv) {
@@ -13,14 +11,10 @@ ParsedBench parse_bench_options(int argc, char** argv) {
       "Measures a model on this machine and says what share of the machine's limits it reaches.\n"
       "Other load falsifies the figures; compare figures of one run only.",
       "capstan bench"};
-  using Kind = BenchOptions::Kind;
-  const std::map<std::string, Kind> kinds = {{"decode", Kind::kDecode},
-                                             {"prefill", Kind::kPrefill},
-                                             {"serve", Kind::kServe},
-                                             {"all", Kind::kAll}};
-  cli.add_option("what", o.kind, "decode, prefill, serve or all")
-      ->transform(CLI::CheckedTransformer(kinds))
-      ->default_str("all");
+  std::string what = "all";
+  cli.add_option("what", what, "what to measure")
+      ->check(CLI::IsMember({"decode", "prefill", "serve", "all"}))
+      ->capture_default_str();
   cli.add_option("--model-path,--model", o.model_path, "GGUF file or Hugging Face directory")
       ->required();
   std::string load_format = "auto";
@@ -74,6 +68,11 @@ ParsedBench parse_bench_options(int argc, char** argv) {
     parsed.exit_code = cli.exit(e) == 0 ? 0 : 2;
     return parsed;
   }
+  using Kind = BenchOptions::Kind;
+  o.kind = what == "decode"    ? Kind::kDecode
+           : what == "prefill" ? Kind::kPrefill
+           : what == "serve"   ? Kind::kServe
+                               : Kind::kAll;
   o.dummy_weights = load_format == "dummy";
   parsed.proceed = true;
   return parsed;
