@@ -35,19 +35,23 @@ def test_port_in_use_11(server):
 
 
 def test_sigterm_finishes_streams_16():
-    server = Server("--random-seed", "2")
-    with server.http() as http:
+    server = Server("--random-seed", "2", "--max-running-requests", "2")
+    with server.http() as http, server.http() as other:
+        # Work for some seconds, whatever the model's speed: the probes below must find the server draining.
+        begin = time.monotonic()
+        chat(http, max_tokens=64, ignore_eos=True)
+        choices = min(64, 1 + int(4 / (time.monotonic() - begin)))
         with http.stream("POST", "/v1/chat/completions",
-                         json=chat_body(stream=True, ignore_eos=True, max_tokens=200)) as response:
+                         json=chat_body(stream=True, ignore_eos=True, max_tokens=256, n=choices)) as response:
             lines = response.iter_lines()
             first = [next(lines), next(lines)]
             server.process.send_signal(signal.SIGTERM)
-            with server.http() as other:
-                assert eventually(lambda: other.get("/health").status_code == 503)
-                refused = other.post("/v1/chat/completions", json=chat_body())
-                assert refused.status_code == 503 and refused.headers["retry-after"]
+            assert eventually(lambda: other.get("/health").status_code == 503)
+            refused = other.post("/v1/chat/completions", json=chat_body())
+            assert refused.status_code == 503 and refused.headers["retry-after"]
             chunks = events(first + list(lines))
-    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"][0]["finish_reason"]] == ["length"]
+    reasons = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"][0]["finish_reason"]]
+    assert reasons == ["length"] * choices
     assert server.process.wait(timeout=30) == 0, server.log()
 
 
