@@ -6,5 +6,9 @@ say "C++ tests"
 ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)"
 say "Python tests: structure, clients, chat page"
 model=${CAPSTAN_MODEL_DIR:-$(cache_dir)/models}/SmolLM2-135M-Instruct
-CAPSTAN_BINARY=$PWD/build/$preset/capstan CAPSTAN_MODEL=$(ls "$model"/*.gguf) \
-  build/venv/bin/python -m pytest -q tests/structure tests/clients tests/web
+export CAPSTAN_BINARY=$PWD/build/$preset/capstan
+CAPSTAN_MODEL=$(ls "$model"/*.gguf)
+export CAPSTAN_MODEL
+for suite in structure clients web; do  # each has a conftest of its own
+  build/venv/bin/python -m pytest -q "tests/$suite"
+done
