@@ -11,8 +11,8 @@
 namespace capstan::kernels {
 
 struct PackOptions {
-  /// Rounds the activations of block-quantised weights to integers in blocks of 32 (int16 for
-  /// Q8_0, int8 for 4 to 6 bits). False: float32 throughout, several times slower.
+  /// Rounds the activations of block-quantised weights to int8 in blocks of 32. False: float32
+  /// throughout, several times slower.
   bool quantise_activations = true;
 };
 

@@ -52,29 +52,30 @@ class PanelWeight : public LinearWeight {
 
 /// Forms of the activations that panel kernels read, one bit each.
 ///
-/// kXInt8: per row and block of 32 elements one record of kInt8Record bytes:
+/// kXInt8: per row and block of 32 elements one record of kXRecord bytes:
 ///   int8 q[32]; float scale; float sum (scale * sum of q); then pairs of int16, the start value of
 ///   the 16-bit accumulators that takes the weights' offset into account. The low half is the
 ///   sum of q at element positions 0,1 of each dword, the high half that at 2,3, over the block,
 ///   times -8 (at kInit8) and -16 (kInit16); over elements 0..15 and 16..31 times -32 (kInit32).
-/// kXInt16: records of kInt16Record bytes: int16 q[32], each four in order 0,2,1,3; float scale.
+/// kXPaired: records of the same size: int8 q[32] with |q[2i]| + |q[2i+1]| <= 127, so that pairs of
+///   products with uint8 weights fit 16 bits; float scale; four start values as above (offset 128),
+///   each over eight elements, at kPairedInit.
 /// Records of the rows of a tile are interleaved: block 0 of each row, block 1 of each row, ...
-enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXInt16 = 4 };
-inline constexpr int kInt8Record = 64;
-inline constexpr int kInt8Scale = 32;
+enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4 };
+inline constexpr int kXRecord = 64;
+inline constexpr int kXScale = 32;
 inline constexpr int kInt8Sum = 36;
 inline constexpr int kInit8 = 40;
 inline constexpr int kInit16 = 44;
-inline constexpr int kInit32 = 48;  // and 52
-inline constexpr int kInt16Record = 72;
-inline constexpr int kInt16Scale = 64;
+inline constexpr int kInit32 = 48;      // and 52
+inline constexpr int kPairedInit = 36;  // to 51; scale at kXScale
 
 /// Activations of one chunk of rows, in the forms asked for.
 struct XChunk {
   const float* f32 = nullptr;
   int64_t stride = 0;
   const std::byte* int8 = nullptr;
-  const std::byte* int16 = nullptr;
+  const std::byte* paired = nullptr;
 };
 
 /// Computes acc[rows][16] = panel * x for all rows of the chunk; k ascending.
@@ -94,7 +95,7 @@ struct LinearKernels {
   XForm (*x_form)(DType dtype, bool quantise_activations);
   PanelKernel (*panel)(DType dtype, bool quantise_activations);
   QuantiseTile quantise_int8;
-  QuantiseTile quantise_int16;
+  QuantiseTile quantise_paired;
   StorePanel store;
   StoreSwiGlu store_swiglu;
 };

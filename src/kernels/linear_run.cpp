@@ -35,7 +35,7 @@ std::byte* scratch(AlignedBuffer& buffer, size_t bytes) {
 }
 
 struct Scratch {
-  AlignedBuffer int8, int16, acc;
+  AlignedBuffer int8, paired, acc;
 };
 Scratch& thread_scratch() {
   static thread_local Scratch s;
@@ -52,18 +52,17 @@ class Product {
       }
     }
     const int64_t rows = std::min(args.x.rows, kChunkRows);
-    if ((x_forms_ & kXInt8) != 0)
-      shared_int8_ = scratch(thread_scratch().int8, record_bytes(rows, kInt8Record));
-    if ((x_forms_ & kXInt16) != 0)
-      shared_int16_ = scratch(thread_scratch().int16, record_bytes(rows, kInt16Record));
+    if ((x_forms_ & kXInt8) != 0) shared_int8_ = scratch(thread_scratch().int8, record_bytes(rows));
+    if ((x_forms_ & kXPaired) != 0)
+      shared_paired_ = scratch(thread_scratch().paired, record_bytes(rows));
   }
 
   void work(int thread, platform::ThreadPool& pool) const {
     const int threads = pool.size();
-    const bool quantised = (x_forms_ & (kXInt8 | kXInt16)) != 0;
+    const bool quantised = (x_forms_ & (kXInt8 | kXPaired)) != 0;
     for (int64_t row = 0; row < args_.x.rows; row += kChunkRows) {
       const int rows = static_cast<int>(std::min(args_.x.rows - row, kChunkRows));
-      XChunk x{args_.x.row(row), args_.x.stride, shared_int8_, shared_int16_};
+      XChunk x{args_.x.row(row), args_.x.stride, shared_int8_, shared_paired_};
       if (quantised && args_.x.rows == 1) {
         // One row takes about as long as a barrier, and lands in this core's own L1.
         prepare_own(x);
@@ -77,21 +76,19 @@ class Product {
   }
 
  private:
-  size_t record_bytes(int64_t rows, int record) const {
-    return static_cast<size_t>(rows * blocks_ * record);
-  }
+  size_t record_bytes(int64_t rows) const { return static_cast<size_t>(rows * blocks_ * kXRecord); }
 
   void prepare_own(XChunk& x) const {
     Scratch& mine = thread_scratch();
     if (x.int8 != nullptr) {
-      std::byte* out = scratch(mine.int8, record_bytes(1, kInt8Record));
+      std::byte* out = scratch(mine.int8, record_bytes(1));
       kernels_.quantise_int8(x.f32, x.stride, weight_.k_, 1, out);
       x.int8 = out;
     }
-    if (x.int16 != nullptr) {
-      std::byte* out = scratch(mine.int16, record_bytes(1, kInt16Record));
-      kernels_.quantise_int16(x.f32, x.stride, weight_.k_, 1, out);
-      x.int16 = out;
+    if (x.paired != nullptr) {
+      std::byte* out = scratch(mine.paired, record_bytes(1));
+      kernels_.quantise_paired(x.f32, x.stride, weight_.k_, 1, out);
+      x.paired = out;
     }
   }
 
@@ -103,11 +100,11 @@ class Product {
       const float* source = x.f32 + first * x.stride;
       if (x.int8 != nullptr) {
         kernels_.quantise_int8(source, x.stride, weight_.k_, height,
-                               shared_int8_ + record_bytes(first, kInt8Record));
+                               shared_int8_ + record_bytes(first));
       }
-      if (x.int16 != nullptr) {
-        kernels_.quantise_int16(source, x.stride, weight_.k_, height,
-                                shared_int16_ + record_bytes(first, kInt16Record));
+      if (x.paired != nullptr) {
+        kernels_.quantise_paired(source, x.stride, weight_.k_, height,
+                                 shared_paired_ + record_bytes(first));
       }
     }
   }
@@ -158,7 +155,7 @@ class Product {
   int64_t blocks_;
   unsigned x_forms_ = 0;
   std::byte* shared_int8_ = nullptr;
-  std::byte* shared_int16_ = nullptr;
+  std::byte* shared_paired_ = nullptr;
 };
 
 }  // namespace

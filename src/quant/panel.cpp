@@ -1,5 +1,6 @@
 #include "quant/panel.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace capstan::quant {
@@ -45,24 +46,36 @@ void put_nibbles(const uint8_t* nibbles, int c, std::byte* block) {
   for (int t = 0; t < 4; ++t) std::memcpy(block + t * 64 + c * 4, nibbles + t * 4, 4);
 }
 
-// Bit i of `bits` is bit 4 of element i.
-void put_high1(uint32_t bits, int c, std::byte* high) {
-  uint8_t out[4] = {};
-  for (int s = 0; s < 8; ++s) {
-    for (int j = 0; j < 4; ++j) out[j] |= static_cast<uint8_t>(((bits >> (4 * s + j)) & 1) << s);
-  }
-  std::memcpy(high + c * 4, out, 4);
+uint32_t load32(const uint8_t* p) {
+  uint32_t v;
+  std::memcpy(&v, p, 4);
+  return v;
 }
 
-// high2[i] (0..3) are bits 4 and 5 of element i.
-void put_high2(const uint8_t* high2, int c, std::byte* high) {
+// Bit i of `bits` is bit 4 of element i. Four bits are spread to four bytes by one product.
+void put_high1(uint32_t bits, int c, std::byte* high) {
+  uint32_t out = 0;
+  for (int s = 0; s < 8; ++s) {
+    const uint32_t four = (bits >> (4 * s)) & 15;
+    out |= ((four * 0x00204081u) & 0x01010101u) << s;
+  }
+  std::memcpy(high + c * 4, &out, 4);
+}
+
+// Bit `shift` of byte i of `bytes` is bit 4 of element i.
+void put_high1(const uint8_t* bytes, int shift, int c, std::byte* high) {
+  uint32_t out = 0;
+  for (int s = 0; s < 8; ++s) out |= ((load32(bytes + 4 * s) >> shift) & 0x01010101u) << s;
+  std::memcpy(high + c * 4, &out, 4);
+}
+
+// Bits `shift` and above of byte i of `bytes` are bits 4 and 5 of element i.
+void put_high2(const uint8_t* bytes, int shift, int c, std::byte* high) {
   for (int h = 0; h < 2; ++h) {
-    uint8_t out[4] = {};
-    for (int s = 0; s < 4; ++s) {
-      for (int j = 0; j < 4; ++j)
-        out[j] |= static_cast<uint8_t>(high2[16 * h + 4 * s + j] << (2 * s));
-    }
-    std::memcpy(high + h * 64 + c * 4, out, 4);
+    uint32_t out = 0;
+    for (int s = 0; s < 4; ++s)
+      out |= ((load32(bytes + 16 * h + 4 * s) >> shift) & 0x03030303u) << (2 * s);
+    std::memcpy(high + h * 64 + c * 4, &out, 4);
   }
 }
 
@@ -77,7 +90,12 @@ void put_block32(DType dtype, const uint8_t* b, int c, std::byte* g) {
     b += 2;
   }
   if (dtype == DType::kQ8_0) {
-    for (int t = 0; t < 8; ++t) std::memcpy(quants + t * 64 + c * 4, b + t * 4, 4);
+    for (int t = 0; t < 8; ++t) {
+      uint32_t four;
+      std::memcpy(&four, b + t * 4, 4);
+      four ^= 0x80808080;  // int8 + 128 as uint8
+      std::memcpy(quants + t * 64 + c * 4, &four, 4);
+    }
     return;
   }
   if (dtype == DType::kQ5_0 || dtype == DType::kQ5_1) {
@@ -109,13 +127,8 @@ void put_q4k_q5k(bool five, const uint8_t* b, int c, std::byte* g) {
     put_nibbles(even, c, even_block);
     put_nibbles(odd, c, odd_block);
     if (!five) continue;
-    uint32_t even_bits = 0, odd_bits = 0;
-    for (int i = 0; i < 32; ++i) {
-      even_bits |= static_cast<uint32_t>((qh[i] >> (2 * chunk)) & 1) << i;
-      odd_bits |= static_cast<uint32_t>((qh[i] >> (2 * chunk + 1)) & 1) << i;
-    }
-    put_high1(even_bits, c, even_block + kNibbles);
-    put_high1(odd_bits, c, odd_block + kNibbles);
+    put_high1(qh, 2 * chunk, c, even_block + kNibbles);
+    put_high1(qh, 2 * chunk + 1, c, odd_block + kNibbles);
   }
 }
 
@@ -130,15 +143,14 @@ void put_q6k(const uint8_t* b, int c, std::byte* g) {
     for (int part = 0; part < 4; ++part) {  // 32 elements each
       const uint8_t* low = ql + 32 * (part & 1);
       const int low_shift = part < 2 ? 0 : 4;
-      uint8_t nibbles[16], high[32];
+      uint8_t nibbles[16];
       for (int i = 0; i < 16; ++i) {
         nibbles[i] = static_cast<uint8_t>(((low[i] >> low_shift) & 15) |
                                           (((low[i + 16] >> low_shift) & 15) << 4));
       }
-      for (int i = 0; i < 32; ++i) high[i] = (qh[i] >> (2 * part)) & 3;
       std::byte* block = g + layout.header + (4 * half + part) * layout.block;
       put_nibbles(nibbles, c, block);
-      put_high2(high, c, block + kNibbles);
+      put_high2(qh, 2 * part, c, block + kNibbles);
     }
   }
 }
@@ -146,14 +158,21 @@ void put_q6k(const uint8_t* b, int c, std::byte* g) {
 void pack_float(DType dtype, const std::byte* rows, size_t row_bytes, int columns, int64_t k,
                 std::byte* panel) {
   const size_t size = static_cast<size_t>(dtype_info(dtype).block_bytes);
-  for (int c = 0; c < columns; ++c) {
-    const std::byte* row = rows + static_cast<size_t>(c) * row_bytes;
-    const int place = dtype == DType::kBF16 ? (c % 8) * 2 + c / 8 : c;
-    std::byte* out = panel + static_cast<size_t>(place) * size;
-    if (size == 4) {
-      for (int64_t i = 0; i < k; ++i) std::memcpy(out + i * kCols * 4, row + i * 4, 4);
-    } else {
-      for (int64_t i = 0; i < k; ++i) std::memcpy(out + i * kCols * 2, row + i * 2, 2);
+  // Elements of k whose 16 columns (4 KiB at most) stay in L1 while each column writes to them.
+  constexpr int64_t kTile = 64;
+  for (int64_t first = 0; first < k; first += kTile) {
+    const int64_t n = std::min(k - first, kTile);
+    for (int c = 0; c < columns; ++c) {
+      const std::byte* from =
+          rows + static_cast<size_t>(c) * row_bytes + static_cast<size_t>(first) * size;
+      const int place = dtype == DType::kBF16 ? (c % 8) * 2 + c / 8 : c;
+      std::byte* to =
+          panel + (static_cast<size_t>(first) * kCols + static_cast<size_t>(place)) * size;
+      if (size == 4) {
+        for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * kCols * 4, from + i * 4, 4);
+      } else {
+        for (int64_t i = 0; i < n; ++i) std::memcpy(to + i * kCols * 2, from + i * 2, 2);
+      }
     }
   }
 }

@@ -13,6 +13,7 @@
 //            Q6: 128 bytes, dword h (0..1) of column c at h*64 + c*4; bits 2s,2s+1 of byte j are
 //            bits 4,5 of element 16h + 4s+j
 //   Q8_0 has instead of nibbles 512 bytes: dword t (0..7) of column c at t*64 + c*4, elements 4t+j
+//            plus 128, since the byte products of AVX2 and VNNI want unsigned weights
 // The 256-element formats put one header before eight such blocks (whose own scales are absent):
 //   Q4_K, Q5_K   F16 d[16], dmin[16], then the file's 12 scale bytes as bytes s[12][16]
 //   Q6_K         F16 d[16], then int8 scale[16][16] (sub-block of 16, column)

@@ -13,7 +13,7 @@ PanelKernel quantised_panel_kernel(DType dtype);
 PanelKernel widened_panel_kernel(DType dtype);
 
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
-void quantise_int16(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
+void quantise_paired(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void store(const float* acc, const float* bias, int rows, int columns, bool add, float* y,
            int64_t stride);
 void store_swiglu(const float* gate, const float* up, const float* gate_bias, const float* up_bias,

@@ -3,7 +3,7 @@
 // Four to six bits: vpmaddubsw multiplies four unsigned quants of a column with four int8
 // activations and the products of 16 (6 bits) or 32 elements stay in 16-bit accumulators: modulo
 // 2^16 is enough because the final sum, with the quants' offset taken off by the start value, fits.
-// Eight bits: vpmaddwd on int16, exact in 32 bits.
+// Eight bits: activations are scaled so that no pair of products saturates (kXPaired).
 // Each block of 32 then adds float(sum) * (weight scale * activation scale) by one FMA.
 #include <algorithm>
 #include <cstring>
@@ -14,9 +14,9 @@ namespace capstan::kernels::avx2 {
 
 namespace {
 
-// acc0, acc1 += q0 * x, q1 * x: products of four (vpmaddubsw) or two (vpmaddwd) neighbours along
-// k, added in 16 or 32 bits. Assembly, because GCC 12 reassociates the sums of intrinsics over the
-// unrolled steps and spills: 22 multiply-adds per cycle instead of 36 in a tile of four rows.
+// acc0, acc1 += q0 * x, q1 * x: products of four neighbours along k, added in 16 bits. Assembly,
+// because GCC 12 reassociates the sums of intrinsics over the unrolled steps and spills: 22
+// multiply-adds per cycle instead of 36 in a tile of four rows.
 inline void mac8(__m256i& acc0, __m256i& acc1, __m256i q0, __m256i q1, const std::byte* x) {
   __m256i b, t0, t1;
   asm("vpbroadcastd %[x], %[b]\n\t"
@@ -27,15 +27,33 @@ inline void mac8(__m256i& acc0, __m256i& acc1, __m256i q0, __m256i q1, const std
       : [acc0] "+x"(acc0), [acc1] "+x"(acc1), [b] "=&x"(b), [t0] "=&x"(t0), [t1] "=&x"(t1)
       : [q0] "x"(q0), [q1] "x"(q1), [x] "m"(*reinterpret_cast<const int*>(x)));
 }
-inline void mac16(__m256i& acc0, __m256i& acc1, __m256i q0, __m256i q1, const std::byte* x) {
-  __m256i b, t0, t1;
-  asm("vpbroadcastd %[x], %[b]\n\t"
-      "vpmaddwd %[b], %[q0], %[t0]\n\t"
-      "vpmaddwd %[b], %[q1], %[t1]\n\t"
+// acc0, acc1 += products of uint8 weights and eight activations: two products of two stay modulo
+// 2^16 with the start value, and are then widened. qa: elements 0..3, qb: 4..7.
+inline void mac_bytes(__m256i& acc0, __m256i& acc1, __m256i qa0, __m256i qa1, __m256i qb0,
+                      __m256i qb1, const std::byte* x, const std::byte* start) {
+  alignas(32) static constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  __m256i b, t0, t1, u;
+  asm("vpbroadcastd %[xa], %[b]\n\t"
+      "vpmaddubsw %[b], %[qa0], %[t0]\n\t"
+      "vpmaddubsw %[b], %[qa1], %[t1]\n\t"
+      "vpbroadcastd %[start], %[b]\n\t"
+      "vpaddw %[b], %[t0], %[t0]\n\t"
+      "vpaddw %[b], %[t1], %[t1]\n\t"
+      "vpbroadcastd %[xb], %[b]\n\t"
+      "vpmaddubsw %[b], %[qb0], %[u]\n\t"
+      "vpmaddubsw %[b], %[qb1], %[b]\n\t"
+      "vpaddw %[u], %[t0], %[t0]\n\t"
+      "vpaddw %[b], %[t1], %[t1]\n\t"
+      "vpmaddwd %[ones], %[t0], %[t0]\n\t"
+      "vpmaddwd %[ones], %[t1], %[t1]\n\t"
       "vpaddd %[t0], %[acc0], %[acc0]\n\t"
       "vpaddd %[t1], %[acc1], %[acc1]"
-      : [acc0] "+x"(acc0), [acc1] "+x"(acc1), [b] "=&x"(b), [t0] "=&x"(t0), [t1] "=&x"(t1)
-      : [q0] "x"(q0), [q1] "x"(q1), [x] "m"(*reinterpret_cast<const int*>(x)));
+      : [acc0] "+x"(acc0), [acc1] "+x"(acc1), [b] "=&x"(b), [t0] "=&x"(t0), [t1] "=&x"(t1),
+        [u] "=&x"(u)
+      : [qa0] "x"(qa0), [qa1] "x"(qa1), [qb0] "x"(qb0), [qb1] "x"(qb1),
+        [xa] "m"(*reinterpret_cast<const int*>(x)), [xb] "m"(*reinterpret_cast<const int*>(x + 4)),
+        [start] "m"(*reinterpret_cast<const int*>(start)),
+        [ones] "m"(*reinterpret_cast<const __m256i*>(kOnes)));
 }
 
 // acc += float(sum) * (scale * x scale) [+ scale2 * x sum]. The same sequence for every tile.
@@ -107,7 +125,7 @@ inline void nibble_block(const Block& w, const std::byte* x, __m256 acc[R][2]) {
     __m256i part[R][2];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const std::byte* init = x + r * kInt8Record + (F::kInit < 0 ? 0 : F::kInit + 4 * h);
+      const std::byte* init = x + r * kXRecord + (F::kInit < 0 ? 0 : F::kInit + 4 * h);
       part[r][0] = part[r][1] = F::kInit < 0 ? _mm256_setzero_si256() : broadcast32(init);
     }
 #pragma GCC unroll 8
@@ -117,7 +135,7 @@ inline void nibble_block(const Block& w, const std::byte* x, __m256 acc[R][2]) {
       const __m256i q0 = w.q(half, t, 0), q1 = w.q(half, t, 1);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
-        mac8(part[r][0], part[r][1], q0, q1, x + r * kInt8Record + 16 * half + 4 * t);
+        mac8(part[r][0], part[r][1], q0, q1, x + r * kXRecord + 16 * half + 4 * t);
     }
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
@@ -131,8 +149,8 @@ inline void nibble_block(const Block& w, const std::byte* x, __m256 acc[R][2]) {
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    const __m256 x_scale = broadcast_float(x + r * kInt8Record + kInt8Scale);
-    const __m256 x_sum = broadcast_float(x + r * kInt8Record + kInt8Sum);
+    const __m256 x_scale = broadcast_float(x + r * kXRecord + kXScale);
+    const __m256 x_sum = broadcast_float(x + r * kXRecord + kInt8Sum);
 #pragma GCC unroll 2
     for (int v = 0; v < 2; ++v) {
       acc[r][v] = add_block<F::kMin>(acc[r][v], sum[r][v], w.scale(v),
@@ -163,7 +181,7 @@ void nibble_tile(const std::byte* panel, int64_t k, const std::byte* x, float* o
   for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
   for (int64_t g = 0; g < k / (32 * F::kGroup); ++g) {
     const auto scales = F::scales(panel);
-    for (int j = 0; j < F::kGroup; ++j, x += R * kInt8Record) {
+    for (int j = 0; j < F::kGroup; ++j, x += R * kXRecord) {
       const Packed<F> w{panel, panel + F::kHeader + j * F::kBlock, j, scales};
       nibble_block<F, R>(w, x, acc);
     }
@@ -176,7 +194,7 @@ void nibble_tile(const std::byte* panel, int64_t k, const std::byte* x, float* o
 // where two loads and a store per block cost less than their registers would.
 template <class F, int R>
 void decoded_tile(const std::byte* piece, int64_t blocks, const std::byte* x, float* out) {
-  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += R * kInt8Record) {
+  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += R * kXRecord) {
     __m256 acc[R][2];
     load_acc<R>(out, acc);
     nibble_block<F, R>(Decoded<F>{piece}, x, acc);
@@ -217,121 +235,73 @@ void nibble_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int ro
     const std::byte* tile = chunk.int8;
     float* out = acc;
     int left = rows;
-    for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kInt8Record)
-      decoded_tile<F, 4>(piece, n, tile + b * 4 * kInt8Record, out);
-    if (left == 3) decoded_tile<F, 3>(piece, n, tile + b * 3 * kInt8Record, out);
-    if (left == 2) decoded_tile<F, 2>(piece, n, tile + b * 2 * kInt8Record, out);
-    if (left == 1) decoded_tile<F, 1>(piece, n, tile + b * kInt8Record, out);
+    for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kXRecord)
+      decoded_tile<F, 4>(piece, n, tile + b * 4 * kXRecord, out);
+    if (left == 3) decoded_tile<F, 3>(piece, n, tile + b * 3 * kXRecord, out);
+    if (left == 2) decoded_tile<F, 2>(piece, n, tile + b * 2 * kXRecord, out);
+    if (left == 1) decoded_tile<F, 1>(piece, n, tile + b * kXRecord, out);
   }
 }
 
-// Q8_0.
+// Q8_0: the panel's bytes are ready to multiply; a pass over a piece of the panel (4.3 KiB) by all
+// rows finds it in L1.
 
 constexpr int kByteHeader = 32, kByteBlock = 544;
 
-inline __m256i even_bytes(__m256i bytes) {
-  return _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
-}
-inline __m256i odd_bytes(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
-
-// Bytes are widened as int16 [16 steps][2][32], then the scale.
-constexpr int kDecodedByteBlock = 1024 + 64;
-
-struct PackedBytes {
-  const std::byte* block;
-  __m256i q(int s, int v) const {
-    const __m256i bytes = load(block + kByteHeader + (s >> 1) * 64 + v * 32);
-    return (s & 1) == 0 ? even_bytes(bytes) : odd_bytes(bytes);
-  }
-  __m256 scale(int v) const { return load_half8(block + 16 * v); }
-};
-struct DecodedBytes {
-  const std::byte* block;
-  __m256i q(int s, int v) const { return load(block + s * 64 + v * 32); }
-  __m256 scale(int v) const { return _mm256_castsi256_ps(load(block + 1024 + v * 32)); }
-};
-
-template <int R, class Block>
-inline void byte_block(const Block& w, const std::byte* x, __m256 acc[R][2]) {
+template <int R>
+inline void byte_block(const std::byte* block, const std::byte* x, __m256 acc[R][2]) {
   __m256i sum[R][2];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-#pragma GCC unroll 16
-  for (int s = 0; s < 16; ++s) {
-    const __m256i q0 = w.q(s, 0), q1 = w.q(s, 1);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) mac16(sum[r][0], sum[r][1], q0, q1, x + r * kInt16Record + 4 * s);
+  for (int s = 0; s < 4; ++s) {
+    const std::byte* q = block + kByteHeader + s * 128;
+    const __m256i qa0 = load(q), qa1 = load(q + 32), qb0 = load(q + 64), qb1 = load(q + 96);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const std::byte* xr = x + r * kXRecord;
+      mac_bytes(sum[r][0], sum[r][1], qa0, qa1, qb0, qb1, xr + 8 * s, xr + kPairedInit + 4 * s);
+    }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    const __m256 x_scale = broadcast_float(x + r * kInt16Record + kInt16Scale);
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v)
-      acc[r][v] = add_block<false>(acc[r][v], sum[r][v], w.scale(v), x_scale, x_scale, x_scale);
+  for (int v = 0; v < 2; ++v) {
+    const __m256 scale = load_half8(block + 16 * v);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const __m256 x_scale = broadcast_float(x + r * kXRecord + kXScale);
+      acc[r][v] = add_block<false>(acc[r][v], sum[r][v], scale, x_scale, x_scale, x_scale);
+    }
   }
 }
 
 template <int R>
-void byte_tile(const std::byte* panel, int64_t k, const std::byte* x, float* out) {
+void byte_tile(const std::byte* panel, int64_t blocks, const std::byte* x, bool first, float* out) {
   __m256 acc[R][2];
-  for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < k / 32; ++b, panel += kByteBlock, x += R * kInt16Record)
-    byte_block<R>(PackedBytes{panel}, x, acc);
+  if (first) {
+    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_ps();
+  } else {
+    load_acc<R>(out, acc);
+  }
+  for (int64_t b = 0; b < blocks; ++b, panel += kByteBlock, x += R * kXRecord)
+    byte_block<R>(panel, x, acc);
   store_acc<R>(acc, out);
 }
 
-template <int R>
-void decoded_byte_tile(const std::byte* piece, int64_t blocks, const std::byte* x, float* out) {
-  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedByteBlock, x += R * kInt16Record) {
-    __m256 acc[R][2];
-    load_acc<R>(out, acc);
-    byte_block<R>(DecodedBytes{piece}, x, acc);
-    store_acc<R>(acc, out);
-  }
-}
-
-void decode_bytes(const std::byte* block, std::byte* out) {
-  const PackedBytes w{block};
-#pragma GCC unroll 2
-  for (int v = 0; v < 2; ++v) {
-#pragma GCC unroll 16
-    for (int s = 0; s < 16; ++s) put(out + s * 64 + v * 32, w.q(s, v));
-    put(out + 1024 + v * 32, _mm256_castps_si256(w.scale(v)));
-  }
-}
-
 void byte_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
-  switch (rows) {
-    case 1:
-      byte_tile<1>(panel, k, chunk.int16, acc);
-      return;
-    case 2:
-      byte_tile<2>(panel, k, chunk.int16, acc);
-      return;
-    case 3:
-      byte_tile<3>(panel, k, chunk.int16, acc);
-      return;
-    case 4:
-      byte_tile<4>(panel, k, chunk.int16, acc);
-      return;
-    default:
-      break;
-  }
-  alignas(64) std::byte piece[kPieceBlocks * kDecodedByteBlock];
-  std::memset(acc, 0, sizeof(float) * kPanelColumns * static_cast<size_t>(rows));
   const int64_t blocks = k / 32;
-  for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
-    const int64_t n = std::min(blocks - b, kPieceBlocks);
-    for (int64_t i = 0; i < n; ++i, panel += kByteBlock)
-      decode_bytes(panel, piece + i * kDecodedByteBlock);
-    const std::byte* tile = chunk.int16;
+  const int64_t step = rows > kTileRows ? kPieceBlocks : blocks;
+  for (int64_t b = 0; b < blocks; b += step) {
+    const int64_t n = std::min(blocks - b, step);
+    const std::byte* tile = chunk.paired;
+    const std::byte* piece = panel + b * kByteBlock;
+    const bool first = b == 0;
     float* out = acc;
     int left = rows;
-    for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kInt16Record)
-      decoded_byte_tile<4>(piece, n, tile + b * 4 * kInt16Record, out);
-    if (left == 3) decoded_byte_tile<3>(piece, n, tile + b * 3 * kInt16Record, out);
-    if (left == 2) decoded_byte_tile<2>(piece, n, tile + b * 2 * kInt16Record, out);
-    if (left == 1) decoded_byte_tile<1>(piece, n, tile + b * kInt16Record, out);
+    for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kXRecord)
+      byte_tile<4>(piece, n, tile + b * 4 * kXRecord, first, out);
+    if (left == 3) byte_tile<3>(piece, n, tile + b * 3 * kXRecord, first, out);
+    if (left == 2) byte_tile<2>(piece, n, tile + b * 2 * kXRecord, first, out);
+    if (left == 1) byte_tile<1>(piece, n, tile + b * kXRecord, first, out);
   }
 }
 

@@ -89,13 +89,13 @@ PanelKernel panel_kernel(DType dtype, bool quantise_activations) {
 }
 XForm x_form(DType dtype, bool quantise_activations) {
   if (!is_block_quantised(dtype) || !quantise_activations) return kXFloat;
-  return dtype == DType::kQ8_0 ? kXInt16 : kXInt8;
+  return dtype == DType::kQ8_0 ? kXPaired : kXInt8;
 }
 }  // namespace
 
 const LinearKernels& avx2_linear_kernels() {
   static constexpr LinearKernels kernels = {
-      x_form,      panel_kernel,      avx2::quantise_int8, avx2::quantise_int16,
+      x_form,      panel_kernel,      avx2::quantise_int8, avx2::quantise_paired,
       avx2::store, avx2::store_swiglu};
   return kernels;
 }

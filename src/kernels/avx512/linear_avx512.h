@@ -139,8 +139,7 @@ inline __m512i sub_scale(const std::byte* header, int j, int h) {
 template <class F>
 inline __m512i quants(const std::byte* block, int h, int t) {
   if constexpr (F::kBytes) {
-    return _mm512_xor_si512(load(block + (4 * h + t) * 64),
-                            _mm512_set1_epi8(static_cast<char>(0x80)));
+    return load(block + (4 * h + t) * 64);
   }
   const __m512i packed = load(block + t * 64);
   __m512i q =

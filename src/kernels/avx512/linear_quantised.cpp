@@ -86,7 +86,7 @@ inline void block_product(const Block& w, const std::byte* const x[R], __m512 ac
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const __m512 x_scale = broadcast_float(x[r] + kInt8Scale);
+    const __m512 x_scale = broadcast_float(x[r] + kXScale);
     acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_mul_ps(w.scale(), x_scale), acc[r]);
     if constexpr (F::kMin)
       acc[r] = _mm512_fmadd_ps(w.scale2(), broadcast_float(x[r] + kInt8Sum), acc[r]);
@@ -101,10 +101,10 @@ void packed_tile(const std::byte* panel, int64_t k, const std::byte* x, float* o
   for (int64_t g = 0; g < k / (32 * F::kGroup); ++g) {
     Scales scales;
     F::scales(panel, scales);
-    for (int j = 0; j < F::kGroup; ++j, x += R * kInt8Record) {
+    for (int j = 0; j < F::kGroup; ++j, x += R * kXRecord) {
       const Packed<F> w{panel, panel + F::kHeader + j * F::kBlock, j, scales};
       const std::byte* rows[R];
-      for (int r = 0; r < R; ++r) rows[r] = x + r * kInt8Record;
+      for (int r = 0; r < R; ++r) rows[r] = x + r * kXRecord;
       block_product<F, R>(w, rows, acc);
     }
     panel += F::kHeader + F::kGroup * F::kBlock;
@@ -120,9 +120,9 @@ void decoded_tiles(const std::byte* piece, int64_t blocks, const std::byte* x, i
   constexpr int kRows = R * T;
   __m512 acc[kRows];
   for (int r = 0; r < kRows; ++r) acc[r] = _mm512_loadu_ps(out + r * kPanelColumns);
-  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += R * kInt8Record) {
+  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += R * kXRecord) {
     const std::byte* rows[kRows];
-    for (int r = 0; r < kRows; ++r) rows[r] = x + r / R * tile_bytes + r % R * kInt8Record;
+    for (int r = 0; r < kRows; ++r) rows[r] = x + r / R * tile_bytes + r % R * kXRecord;
     block_product<F, kRows>(Decoded<F>{piece}, rows, acc);
   }
   for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(out + r * kPanelColumns, acc[r]);
@@ -151,7 +151,7 @@ void quantised_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int
   alignas(64) std::byte piece[kPieceBlocks * kDecodedBlock<F>];
   std::memset(acc, 0, sizeof(float) * kPanelColumns * static_cast<size_t>(rows));
   const int64_t blocks = k / 32;
-  const int64_t tile_bytes = 4 * blocks * kInt8Record;
+  const int64_t tile_bytes = 4 * blocks * kXRecord;
   for (int64_t b = 0; b < blocks; b += kPieceBlocks) {
     const int64_t n = std::min(blocks - b, kPieceBlocks);
     for (int64_t i = 0; i < n; i += F::kGroup) {
@@ -162,12 +162,12 @@ void quantised_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int
     float* out = acc;
     int left = rows;
     for (; left >= 8; left -= 8, out += 8 * kPanelColumns, x += 2 * tile_bytes)
-      decoded_tiles<F, 4, 2>(piece, n, x + b * 4 * kInt8Record, tile_bytes, out);
+      decoded_tiles<F, 4, 2>(piece, n, x + b * 4 * kXRecord, tile_bytes, out);
     for (; left >= 4; left -= 4, out += 4 * kPanelColumns, x += tile_bytes)
-      decoded_tiles<F, 4, 1>(piece, n, x + b * 4 * kInt8Record, 0, out);
-    if (left == 3) decoded_tiles<F, 3, 1>(piece, n, x + b * 3 * kInt8Record, 0, out);
-    if (left == 2) decoded_tiles<F, 2, 1>(piece, n, x + b * 2 * kInt8Record, 0, out);
-    if (left == 1) decoded_tiles<F, 1, 1>(piece, n, x + b * kInt8Record, 0, out);
+      decoded_tiles<F, 4, 1>(piece, n, x + b * 4 * kXRecord, 0, out);
+    if (left == 3) decoded_tiles<F, 3, 1>(piece, n, x + b * 3 * kXRecord, 0, out);
+    if (left == 2) decoded_tiles<F, 2, 1>(piece, n, x + b * 2 * kXRecord, 0, out);
+    if (left == 1) decoded_tiles<F, 1, 1>(piece, n, x + b * kXRecord, 0, out);
   }
 }
 
