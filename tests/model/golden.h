@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <boost/json/parse.hpp>
 #include <boost/json/value_to.hpp>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <memory>
 #include <string>
@@ -81,6 +83,24 @@ inline double relative_difference(const std::vector<float>& x, const std::vector
     largest = std::max(largest, std::abs(double{y[i]}));
   }
   return difference / largest;
+}
+
+/// 1 - 2 x.y / (|x|^2 + |y|^2): sees errors of scale as well.
+inline double cosine_difference(const std::vector<float>& x, const std::vector<float>& y) {
+  double dot = 0, norms = 0;
+  EXPECT_EQ(x.size(), y.size());
+  for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) {
+    if (!std::isfinite(x[i])) return HUGE_VAL;
+    dot += double{x[i]} * double{y[i]};
+    norms += double{x[i]} * double{x[i]} + double{y[i]} * double{y[i]};
+  }
+  return 1 - 2 * dot / norms;
+}
+
+/// Largest logit less the second largest.
+inline double top_margin(std::vector<float> logits) {
+  std::partial_sort(logits.begin(), logits.begin() + 2, logits.end(), std::greater<>());
+  return double{logits[0]} - double{logits[1]};
 }
 
 /// A model on its own pool; the pool outlives the model. One thread by default: joining costs

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "session.h"
 
 namespace capstan::model {
@@ -152,22 +154,38 @@ TEST(Decoder, BatchingAndThreadsChangeNoBit) {
   }
 }
 
-/// The fast path of block-quantised weights rounds activations as well.
+/// The fast path of block-quantised weights rounds activations as well, to int8 in blocks of 32:
+/// the model's opinion may differ only where it hardly has one. Random weights are the hardest
+/// case, since nothing in them damps an error: cosine differences reach 9.7e-4 here, and one greedy
+/// choice whose best two logits are 0.06 apart falls the other way.
+constexpr double kNearTie = 0.25;
 TEST(Decoder, QuantisedActivationsStayClose) {
-  const GoldenCase golden = Golden(testdata("gguf/tiny-llama3-q8_0.golden")).get("short");
+  const Golden file(testdata("gguf/tiny-llama3-q8_0.golden"));
   for (const Isa isa : kernels::supported_isas()) {
-    SCOPED_TRACE(kernels::isa_name(isa));
-    const LoadedModel m = load(testdata("gguf/tiny-llama3-q8_0.gguf"), {.isa = isa});
-    ASSERT_NE(m.model, nullptr);
-    Session session(*m.model, 16);
-    const Session::Rows rows = session.prefill(golden.prompt, 16);
-    for (size_t i = 0; i < golden.logit_positions.size(); ++i) {
-      EXPECT_LE(relative_difference(rows[static_cast<size_t>(golden.logit_positions[i])],
-                                    golden.logits[i]),
-                1e-2)
-          << i;
+    for (const char* name : {"short", "long"}) {
+      SCOPED_TRACE(std::string(kernels::isa_name(isa)) + " " + name);
+      const GoldenCase golden = file.get(name);
+      const LoadedModel m = load(testdata("gguf/tiny-llama3-q8_0.gguf"), {.isa = isa});
+      ASSERT_NE(m.model, nullptr);
+      Session session(*m.model, 16);
+      const Session::Rows rows = session.prefill(golden.prompt, 16);
+      for (size_t i = 0; i < golden.logit_positions.size(); ++i) {
+        const std::vector<float>& row = rows[static_cast<size_t>(golden.logit_positions[i])];
+        EXPECT_LE(cosine_difference(row, golden.logits[i]), 1e-3) << i;
+        if (top_margin(golden.logits[i]) > kNearTie) {
+          EXPECT_EQ(std::ranges::max_element(row) - row.begin(),
+                    std::ranges::max_element(golden.logits[i]) - golden.logits[i].begin())
+              << i;
+        }
+      }
+      Session::Rows steps;
+      const std::vector<int32_t> greedy = session.greedy(rows.back(), golden.greedy.size(), &steps);
+      const auto same =
+          static_cast<size_t>(std::ranges::mismatch(greedy, golden.greedy).in1 - greedy.begin());
+      if (same < greedy.size()) {
+        EXPECT_LT(top_margin(steps[same]), kNearTie) << "token " << same;
+      }
     }
-    EXPECT_EQ(session.greedy(rows.back(), golden.greedy.size()), golden.greedy);
   }
 }
 
