@@ -10,6 +10,7 @@
 #include "kernels/attention_plan.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/linear.h"
+#include "kernels/mla_projection.h"
 #include "kernels/ref/ref_ops.h"
 #include "platform/cpu.h"
 #include "quant/codecs.h"
@@ -89,6 +90,13 @@ class CpuOps final : public Ops {
     if (isa_ == Isa::kRef) return ref::attention(args);
     plan_.run(kernels_of(isa_), args, pool_);
   }
+
+  Result<std::unique_ptr<MlaProjection>> pack_mla(const MlaProjectionSpec& spec) override {
+    return PackedMla::pack(spec);
+  }
+
+  void mla_store(const MlaStoreArgs& args) override { ref::mla_store(args); }
+  void mla_attention(const MlaAttentionArgs& args) override { ref::mla_attention(args); }
 
   void begin_step() override { pool_.begin_burst(); }
   void end_step() override { pool_.end_burst(); }

@@ -67,7 +67,8 @@ struct EmbedArgs {
 
 /// Paged key/value memory of one layer. Element (page, kv_head, offset, i) of K lies at
 ///   base + page*page_stride + kv_head*head_stride + offset*head_dim*elem   (bytes)
-/// and V at the same place plus value_offset. dtype is F32, F16 or BF16.
+/// and V at the same place plus value_offset. dtype is F32, F16 or BF16; the latent cache of MLA
+/// may also be F8_E4M3 (one byte an element, no scale: see MlaStoreArgs).
 struct PagedKv {
   std::byte* base = nullptr;
   DType dtype = DType::kF32;
@@ -77,6 +78,9 @@ struct PagedKv {
   int64_t page_stride = 0;   // bytes
   int64_t head_stride = 0;   // bytes
   int64_t value_offset = 0;  // bytes
+  /// Elements of a value row; 0: head_dim. MLA's values are the first value_dim of the key row
+  /// itself (value_offset 0); only the mla_ ops read it.
+  int value_dim = 0;
 };
 
 enum class RopeStyle : uint8_t {
@@ -118,6 +122,79 @@ struct AttentionArgs {
   MatrixView out;  // [t, q_heads*head_dim]
 };
 
+/// Multi-head latent attention (DeepSeek-V2, V3). The cache keeps one row a token, shared by all
+/// heads: the normed latent c [rank], then the roped key kr [rope_dim]:
+///   PagedKv{kv_heads 1, head_dim rank + rope_dim, value_offset 0, value_dim rank}.
+struct MlaShape {
+  int heads = 0;
+  int nope_dim = 0;   // of q and k, per head, without position
+  int rope_dim = 0;   // even
+  int value_dim = 0;  // of v, per head
+  int rank = 0;       // of the latent
+
+  int query_dim() const { return nope_dim + rope_dim; }
+  int cache_dim() const { return rank + rope_dim; }
+};
+
+/// Normalises the latent, applies RoPE to each head's query tail (in place) and to the shared key,
+/// and writes the row [RMSNorm(kv[:rank]) | RoPE(kv[rank:])] to its slot. kv is left as it is.
+///
+/// F8_E4M3 rows are rounded to nearest even and saturate at +-448: normed latents and roped keys
+/// are of order one to ten.
+struct MlaStoreArgs {
+  MlaShape shape;
+  MatrixView q;                 // [t, heads * query_dim]
+  MatrixView kv;                // [t, rank + rope_dim], output of kv_a_proj_with_mqa
+  const float* norm = nullptr;  // kv_a_layernorm [rank]
+  float eps = 0;
+  RopeStyle rope = RopeStyle::kInterleaved;
+  const float* cos = nullptr;  // [t, rope_dim/2]
+  const float* sin = nullptr;
+  PagedKv cache;
+  std::span<const int64_t> slots;  // [t]: page * page_size + offset
+};
+
+/// kv_b_proj in the backend's own layout: per head the key rows K_h [nope_dim, rank] and the value
+/// rows V_h [value_dim, rank]. Made by Ops::pack_mla; opaque to models.
+class MlaProjection {
+ public:
+  virtual ~MlaProjection() = default;
+  virtual size_t bytes() const = 0;  // memory held; what one decode step must read
+};
+
+/// Either kv_b (Hugging Face, older GGUF) or the pair k_b and v_b (newer GGUF); the others empty
+/// (data null).
+struct MlaProjectionSpec {
+  MlaShape shape;
+  /// [heads * (nope_dim + value_dim), rank], each head's K rows before its V rows.
+  TensorView kv_b;
+  /// Of an F8_E4M3 kv_b: float32 [ceil(n/128), ceil(rank/128)].
+  TensorView kv_b_scale;
+  TensorView k_b;  // [heads, rank, nope_dim]: K_h transposed
+  TensorView v_b;  // [heads, value_dim, rank]
+};
+
+/// Two ways to the same result (within 1e-5 of the largest output).
+enum class MlaForm : uint8_t {
+  kAuto,      // per sequence, whichever is faster by measured costs
+  kNaive,     // expands the latents to keys and values of every head: long prompts
+  kAbsorbed,  // folds K_h in the query and V_h in the output: decode, short extends
+};
+
+/// out_h = sum_t softmax_t(scale * (qn_h . K_h c_t + qr_h . kr_t)) V_h c_t over the keys a row
+/// sees. Bits of a row depend on its inputs and the form alone; kAuto chooses by q_len and kv_len,
+/// so with it they may depend on how a prompt is cut in chunks (and on nothing else).
+struct MlaAttentionArgs {
+  MlaShape shape;
+  MatrixView q;  // [t, heads * query_dim], after mla_store
+  PagedKv cache;
+  const MlaProjection* projection = nullptr;
+  float scale = 0;  // query_dim^-0.5 * m^2 (YaRN)
+  MlaForm form = MlaForm::kAuto;
+  std::span<const SequenceSlice> sequences;
+  MatrixView out;  // [t, heads * value_dim]
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -132,6 +209,12 @@ class Ops {
   virtual void linear(const LinearArgs& args) = 0;
   virtual void qkv_rope_store(const QkvArgs& args) = 0;
   virtual void attention(const AttentionArgs& args) = 0;
+
+  /// Lays kv_b out for mla_attention. Refuses shapes and dtypes that do not fit, naming the tensor.
+  /// Safe to call from several threads at once.
+  virtual Result<std::unique_ptr<MlaProjection>> pack_mla(const MlaProjectionSpec& spec) = 0;
+  virtual void mla_store(const MlaStoreArgs& args) = 0;
+  virtual void mla_attention(const MlaAttentionArgs& args) = 0;
 
   /// Bracket a step: threads spin inside, sleep outside.
   virtual void begin_step() {}

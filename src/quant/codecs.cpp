@@ -332,6 +332,17 @@ uint16_t float_to_bfloat16(float f) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+uint8_t float_to_e4m3(float f) {
+  const uint32_t bits = std::bit_cast<uint32_t>(f);
+  const uint32_t magnitude = std::min(bits & 0x7fffffff, std::bit_cast<uint32_t>(448.0f));
+  // Below 2^-6 the unit is 2^-9: adding 2^14, whose unit that is, rounds there.
+  const uint32_t small = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) & 0xffu;
+  const uint32_t normal = (magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20;
+  uint32_t code = magnitude < std::bit_cast<uint32_t>(0x1p-6f) ? small : normal - (120u << 3);
+  code = (bits & 0x7fffffff) > 0x7f800000u ? 0x7fu : code;
+  return static_cast<uint8_t>(code | (bits >> 24 & 0x80));
+}
+
 void dequantize_row(DType dtype, const std::byte* src, float* dst, int64_t n) {
 #if defined(__x86_64__)
   static const bool avx2 = platform::isa_support().avx2;
@@ -357,6 +368,9 @@ Status quantize_row(DType dtype, const float* src, std::byte* dst, int64_t n) {
     case DType::kF32:
       std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
       return {};
+    case DType::kF8E4M3:
+      for (int64_t i = 0; i < n; ++i) dst[i] = static_cast<std::byte>(float_to_e4m3(src[i]));
+      return {};
     case DType::kF16:
       for (int64_t i = 0; i < n; ++i) store_half(dst + 2 * i, src[i]);
       return {};
@@ -374,7 +388,7 @@ Status quantize_row(DType dtype, const float* src, std::byte* dst, int64_t n) {
       return blocks(encode_q4_1);
     default:
       return invalid_argument("no encoder for " + std::string(info.name) +
-                              "; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 can be written");
+                              "; F32, F16, BF16, F8_E4M3, Q8_0, Q4_0 and Q4_1 can be written");
   }
 }
 

@@ -126,6 +126,34 @@ TEST(E4M3, SpecifiedValues) {
   }
 }
 
+TEST(E4M3, EncodesToTheNearestEvenAndSaturates) {
+  // Every code, the midpoint to its neighbour, and a float beside the midpoint.
+  for (uint32_t code = 0; code < 0x7e; ++code) {
+    const float value = value_by_definition(code, 4, 3), next = value_by_definition(code + 1, 4, 3);
+    const float middle = 0.5f * (value + next);  // exact
+    for (const uint32_t sign : {0u, 0x80u}) {
+      const auto encode = [&](float x) { return float_to_e4m3(sign != 0 ? -x : x); };
+      EXPECT_EQ(encode(value), code | sign);
+      EXPECT_EQ(encode(middle), (code + code % 2) | sign) << middle;
+      EXPECT_EQ(encode(std::nextafterf(middle, 0)), code | sign) << middle;
+      EXPECT_EQ(encode(std::nextafterf(middle, 1000)), (code + 1) | sign) << middle;
+    }
+  }
+  for (const float big : {448.1f, 463.9f, 464.0f, 1e9f, std::numeric_limits<float>::infinity()}) {
+    EXPECT_EQ(float_to_e4m3(big), 0x7e) << big;
+    EXPECT_EQ(float_to_e4m3(-big), 0xfe) << big;
+  }
+  EXPECT_EQ(float_to_e4m3(std::nanf("")) & 0x7f, 0x7f);
+  EXPECT_EQ(float_to_e4m3(1e-9f), 0);
+  EXPECT_EQ(float_to_e4m3(-1e-9f), 0x80);
+  const float values[] = {1.0f, -448.0f, 0x1p-9f};
+  std::byte out[3];
+  ASSERT_TRUE(quantize_row(DType::kF8E4M3, values, out, 3).ok());
+  EXPECT_EQ(out[0], std::byte{0x38});
+  EXPECT_EQ(out[1], std::byte{0xfe});
+  EXPECT_EQ(out[2], std::byte{0x01});
+}
+
 struct Golden {
   uint32_t blocks = 0;
   std::vector<char> bytes;  // after the count

@@ -18,6 +18,8 @@ double inverse_rms(const float* x, int64_t n, float eps) {
   return 1.0 / std::sqrt(sum / static_cast<double>(n) + eps);
 }
 
+}  // namespace
+
 void normalise(const float* x, const float* weight, float eps, float* y, int64_t n) {
   const double scale = inverse_rms(x, n, eps);
   for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(x[i] * scale * weight[i]);
@@ -42,10 +44,8 @@ void store_row(DType dtype, const float* src, std::byte* dst, int n) {
       if (v < -kMaxHalf) v = -kMaxHalf;
     }
   }
-  (void)quant::quantize_row(dtype, row.data(), dst, n);  // F32, F16 and BF16 cannot fail
+  (void)quant::quantize_row(dtype, row.data(), dst, n);  // cache dtypes cannot fail
 }
-
-}  // namespace
 
 void embed(const EmbedArgs& args) {
   const int64_t h = args.table->cols();
