@@ -23,6 +23,15 @@ struct RopeConfig {
   int dim = 0;  // rotated elements per head, == head_dim here
 };
 
+/// Multi-head latent attention; kv_lora_rank 0 means the model has none.
+struct MlaConfig {
+  int q_lora_rank = 0;  // 0: plain q_proj
+  int kv_lora_rank = 0;
+  int qk_nope_head_dim = 0, qk_rope_head_dim = 0, v_head_dim = 0;
+  /// kv_b_proj comes as two tensors, K transposed per head, V not (newer GGUF files).
+  bool split_kv_b = false;
+};
+
 struct ModelConfig {
   Architecture architecture = Architecture::kLlama;
   std::string architecture_name;  // e.g. LlamaForCausalLM
@@ -40,9 +49,12 @@ struct ModelConfig {
   bool qkv_bias = false;  // Qwen2
   bool qk_norm = false;   // Qwen3
   RopeConfig rope;
+  MlaConfig mla;
   std::vector<int32_t> eos_token_ids;  // config.json, generation_config.json or GGUF
   int32_t bos_token_id = -1;
   DType weight_dtype = DType::kBF16;  // of the bulk of the weights; decides the cache dtype
+
+  bool has_mla() const { return mla.kv_lora_rank > 0; }
 };
 
 }  // namespace capstan::model

@@ -11,25 +11,46 @@ namespace {
 // Layers start on huge pages, so that a layer's first pages share one with nothing else.
 constexpr size_t kLayerAlignment = size_t{2} << 20;
 
-bool is_cache_dtype(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
+/// What one token of one layer takes.
+struct Geometry {
+  int heads, row_dim;  // rows [row_dim], one per head
+  int64_t values;      // 2: as many value rows behind the keys'; 1: values are part of the key row
+  int value_dim;       // as in PagedKv
+};
+
+Geometry geometry_of(const ModelConfig& config) {
+  if (config.has_mla()) {
+    return {1, config.mla.kv_lora_rank + config.mla.qk_rope_head_dim, 1, config.mla.kv_lora_rank};
+  }
+  return {config.num_kv_heads, config.head_dim, 2, 0};
+}
+
+Status check_dtype(const ModelConfig& config, DType dtype) {
+  if (dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16) return {};
+  if (dtype == DType::kF8E4M3 && config.has_mla()) return {};
+  return invalid_argument(
+      "KV cache dtype " + std::string(dtype_info(dtype).name) + " is not supported" +
+          (dtype == DType::kF8E4M3 ? " for models without latent attention (DeepSeek)" : "") +
+          "; use F32, F16 or BF16" + (config.has_mla() ? " or F8_E4M3" : ""),
+      "kv-cache-dtype");
+}
 
 }  // namespace
 
 void KvStore::Unmap::operator()(std::byte* p) const { ::munmap(p, bytes); }
 
-size_t KvStore::bytes_per_token(const ModelConfig& config, DType dtype) {
-  return 2 * static_cast<size_t>(config.num_layers) * static_cast<size_t>(config.num_kv_heads) *
-         dtype_bytes(dtype, config.head_dim);
+size_t KvStore::bytes_per_token(const ModelConfig& config, DType dtype, int draft_layers) {
+  const Geometry g = geometry_of(config);
+  return static_cast<size_t>(g.values) * static_cast<size_t>(config.num_layers + draft_layers) *
+         static_cast<size_t>(g.heads) * dtype_bytes(dtype, g.row_dim);
 }
 
-/// Layout: [layer][page][K, V][kv_head][offset][head_dim]. One page of one layer is contiguous,
-/// and within it one head's keys are, which is what attention reads in one go.
+/// Layout: [layer][page][K, V][kv_head][offset][head_dim], without V for latent attention. One page
+/// of one layer is contiguous, and within it one head's keys are, which is what attention reads in
+/// one go.
 Result<KvStore> KvStore::create(const ModelConfig& config, int num_pages, int page_size,
-                                DType dtype) {
-  if (!is_cache_dtype(dtype)) {
-    return invalid_argument("KV cache dtype " + std::string(dtype_info(dtype).name) +
-                            " is not supported; use F32, F16 or BF16");
-  }
+                                DType dtype, int draft_layers) {
+  CAPSTAN_RETURN_IF_ERROR(check_dtype(config, dtype));
   if (num_pages <= 0 || page_size <= 0) {
     return invalid_argument("KV cache of " + std::to_string(num_pages) + " pages of " +
                             std::to_string(page_size) + " tokens: both must be above 0");
@@ -39,16 +60,18 @@ Result<KvStore> KvStore::create(const ModelConfig& config, int num_pages, int pa
                             std::to_string(page_size) + " tokens is larger than an address space");
   };
   int64_t head = 0, half = 0, page = 0, layer = 0, total = 0;
-  const auto row = static_cast<int64_t>(dtype_bytes(dtype, config.head_dim));
+  const Geometry g = geometry_of(config);
+  const int num_layers = config.num_layers + draft_layers;
+  const auto row = static_cast<int64_t>(dtype_bytes(dtype, g.row_dim));
   if (__builtin_mul_overflow(row, int64_t{page_size}, &head) ||
-      __builtin_mul_overflow(head, int64_t{config.num_kv_heads}, &half) ||
-      __builtin_mul_overflow(half, int64_t{2}, &page) ||
+      __builtin_mul_overflow(head, int64_t{g.heads}, &half) ||
+      __builtin_mul_overflow(half, g.values, &page) ||
       __builtin_mul_overflow(page, int64_t{num_pages}, &layer) ||
       __builtin_add_overflow(layer, static_cast<int64_t>(kLayerAlignment - 1), &layer)) {
     return overflow();
   }
   layer = layer / static_cast<int64_t>(kLayerAlignment) * static_cast<int64_t>(kLayerAlignment);
-  if (__builtin_mul_overflow(layer, int64_t{config.num_layers}, &total) ||
+  if (__builtin_mul_overflow(layer, int64_t{num_layers}, &total) ||
       __builtin_add_overflow(total, static_cast<int64_t>(kLayerAlignment), &total)) {
     return overflow();
   }
@@ -72,16 +95,17 @@ Result<KvStore> KvStore::create(const ModelConfig& config, int num_pages, int pa
   store.page_size_ = page_size;
   const auto address = reinterpret_cast<uintptr_t>(memory);
   const size_t shift = (kLayerAlignment - address % kLayerAlignment) % kLayerAlignment;
-  for (int l = 0; l < config.num_layers; ++l) {
+  for (int l = 0; l < num_layers; ++l) {
     kernels::PagedKv kv;
     kv.base = store.memory_.get() + shift + static_cast<size_t>(layer) * static_cast<size_t>(l);
     kv.dtype = dtype;
     kv.page_size = page_size;
-    kv.kv_heads = config.num_kv_heads;
-    kv.head_dim = config.head_dim;
+    kv.kv_heads = g.heads;
+    kv.head_dim = g.row_dim;
     kv.page_stride = page;
     kv.head_stride = head;
-    kv.value_offset = half;
+    kv.value_offset = g.values == 2 ? half : 0;
+    kv.value_dim = g.value_dim;
     store.layers_.push_back(kv);
   }
   return store;
