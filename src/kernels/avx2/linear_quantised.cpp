@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/avx2/linear_blocks.h"
 #include "kernels/avx2/linear_formats.h"
 
 namespace capstan::kernels::avx2 {
@@ -192,6 +193,32 @@ void nibble_tile(const std::byte* panel, int64_t k, const std::byte* x, float* o
 
 // A decoded piece of a panel for one tile: out += piece * x. The float accumulators stay in L1,
 // where two loads and a store per block cost less than their registers would.
+template <class F>
+void decoded_tile4(const std::byte* piece, int64_t blocks, const std::byte* x, float* out) {
+  for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += 4 * kXRecord) {
+    __m256 sum[4][2];
+    if constexpr (F::kSub == 2) {
+      scaled_sums4<F::kInit>(piece, piece + 576, x, sum);
+    } else {
+      nibble_sums4<F::kInit>(piece, x, sum);
+    }
+    const Decoded<F> w{piece};
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const __m256 x_scale = broadcast_float(x + r * kXRecord + kXScale);
+      const __m256 x_sum = broadcast_float(x + r * kXRecord + kInt8Sum);
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        float* acc = out + r * kPanelColumns + v * 8;
+        __m256 y =
+            _mm256_fmadd_ps(sum[r][v], _mm256_mul_ps(w.scale(v), x_scale), _mm256_load_ps(acc));
+        if constexpr (F::kMin) y = _mm256_fmadd_ps(w.scale2(v), x_sum, y);
+        _mm256_store_ps(acc, y);
+      }
+    }
+  }
+}
+
 template <class F, int R>
 void decoded_tile(const std::byte* piece, int64_t blocks, const std::byte* x, float* out) {
   for (int64_t b = 0; b < blocks; ++b, piece += kDecodedBlock<F>, x += R * kXRecord) {
@@ -236,7 +263,7 @@ void nibble_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int ro
     float* out = acc;
     int left = rows;
     for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kXRecord)
-      decoded_tile<F, 4>(piece, n, tile + b * 4 * kXRecord, out);
+      decoded_tile4<F>(piece, n, tile + b * 4 * kXRecord, out);
     if (left == 3) decoded_tile<F, 3>(piece, n, tile + b * 3 * kXRecord, out);
     if (left == 2) decoded_tile<F, 2>(piece, n, tile + b * 2 * kXRecord, out);
     if (left == 1) decoded_tile<F, 1>(piece, n, tile + b * kXRecord, out);
@@ -274,6 +301,24 @@ inline void byte_block(const std::byte* block, const std::byte* x, __m256 acc[R]
   }
 }
 
+void byte_tile4(const std::byte* panel, int64_t blocks, const std::byte* x, float* out) {
+  for (int64_t b = 0; b < blocks; ++b, panel += kByteBlock, x += 4 * kXRecord) {
+    __m256 sum[4][2];
+    byte_sums4(panel + kByteHeader, x, sum);
+    const __m256 scale[2] = {load_half8(panel), load_half8(panel + 16)};
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const __m256 x_scale = broadcast_float(x + r * kXRecord + kXScale);
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) {
+        float* acc = out + r * kPanelColumns + v * 8;
+        _mm256_store_ps(
+            acc, _mm256_fmadd_ps(sum[r][v], _mm256_mul_ps(scale[v], x_scale), _mm256_load_ps(acc)));
+      }
+    }
+  }
+}
+
 template <int R>
 void byte_tile(const std::byte* panel, int64_t blocks, const std::byte* x, bool first, float* out) {
   __m256 acc[R][2];
@@ -290,6 +335,7 @@ void byte_tile(const std::byte* panel, int64_t blocks, const std::byte* x, bool 
 void byte_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
   const int64_t blocks = k / 32;
   const int64_t step = rows > kTileRows ? kPieceBlocks : blocks;
+  if (rows >= 4) std::memset(acc, 0, sizeof(float) * kPanelColumns * static_cast<size_t>(rows));
   for (int64_t b = 0; b < blocks; b += step) {
     const int64_t n = std::min(blocks - b, step);
     const std::byte* tile = chunk.paired;
@@ -298,7 +344,7 @@ void byte_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows
     float* out = acc;
     int left = rows;
     for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kXRecord)
-      byte_tile<4>(piece, n, tile + b * 4 * kXRecord, first, out);
+      byte_tile4(piece, n, tile + b * 4 * kXRecord, out);
     if (left == 3) byte_tile<3>(piece, n, tile + b * 3 * kXRecord, first, out);
     if (left == 2) byte_tile<2>(piece, n, tile + b * 2 * kXRecord, first, out);
     if (left == 1) byte_tile<1>(piece, n, tile + b * kXRecord, first, out);
