@@ -46,7 +46,7 @@ alignas(32) inline constexpr int16_t kOnes16[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1
 
 /// sum[r][v] = products of 32 elements plus the record's start value at kInit (none if negative).
 template <int kInit>
-inline void nibble_sums4(const std::byte* w, const std::byte* x, __m256 sum[4][2]) {
+[[gnu::always_inline]] inline void nibble_sums4(const std::byte* w, const std::byte* x, __m256 sum[4][2]) {
   __m256i q0, q1, t0, t1;
   if constexpr (kInit < 0) {
     asm(CAPSTAN_ROWS(CAPSTAN_FIRST, 0) CAPSTAN_ROWS(CAPSTAN_NEXT, 1)
@@ -78,7 +78,7 @@ inline void nibble_sums4(const std::byte* w, const std::byte* x, __m256 sum[4][2
 #define CAPSTAN_ALL(M) M(a0, 0) M(b0, 1) M(a1, 2) M(b1, 3) M(a2, 4) M(b2, 5) M(a3, 6) M(b3, 7)
 
 template <int kInit>
-inline void scaled_sums4(const std::byte* w, const std::byte* factors, const std::byte* x,
+[[gnu::always_inline]] inline void scaled_sums4(const std::byte* w, const std::byte* factors, const std::byte* x,
                          __m256 sum[4][2]) {
   __m256i q0, q1, t0, t1;
   alignas(32) __m256i half[8];
@@ -125,7 +125,7 @@ inline void scaled_sums4(const std::byte* w, const std::byte* factors, const std
 #define CAPSTAN_ROWS8(M, s) \
   CAPSTAN_LOAD8(s) M(s, 0, a0, b0) M(s, 1, a1, b1) M(s, 2, a2, b2) M(s, 3, a3, b3)
 
-inline void byte_sums4(const std::byte* w, const std::byte* x, __m256 sum[4][2]) {
+[[gnu::always_inline]] inline void byte_sums4(const std::byte* w, const std::byte* x, __m256 sum[4][2]) {
   __m256i q0, q1, q2, q3, t0, t1, t2, t3;
   asm(CAPSTAN_ROWS8(CAPSTAN_FIRST8, 0) CAPSTAN_ROWS8(CAPSTAN_NEXT8, 1)
       CAPSTAN_ROWS8(CAPSTAN_NEXT8, 2) CAPSTAN_ROWS8(CAPSTAN_NEXT8, 3) CAPSTAN_EACH(CAPSTAN_FLOAT)
