@@ -101,7 +101,7 @@ constexpr Flag kFlags[] = {
 {"incremental-streaming-output", "stream-output", kBool, "", "", 1, kEffective, "API behaviour", "/generate streams deltas rather than cumulative text"},
 {"stream-response-default-include-usage", "", kBool, "", "", 1, kEffective, "API behaviour", "A usage chunk even without stream_options"},
 {"tool-call-parser", "", kString, "", "auto deepseekv3 deepseekv31 deepseekv32 deepseekv4 qwen qwen25 qwen3_coder llama3 mistral pythonic hermes kimi_k2 glm glm45 glm47 gpt-oss step3 minimax-m2 mimo interns1", 1, kRefused, "API behaviour", "Parses tool calls out of the text"},
-{"reasoning-parser", "", kString, "", "auto deepseek-r1 deepseek-v3 qwen3 qwen3-thinking glm45 kimi kimi_k2 gpt-oss step3 mistral minimax minimax-append-think interns1", 1, kRefused, "API behaviour", "Splits reasoning from content"},
+{"reasoning-parser", "", kString, "", "auto deepseek-r1 deepseek-v3 qwen3 qwen3-thinking glm45 interns1 kimi minimax nemotron_3 step3", 1, kEffective, "API behaviour", "Separates reasoning_content from content in chat answers; auto: deepseek-r1 if the tokenizer has its closing tag. Default: thinking stays in the content"},
 {"grammar-backend", "", kString, "xgrammar", "xgrammar outlines llguidance none", 1, kNoEffect, "API behaviour", "Constrained requests get 400 in this version"},
 {"constrained-json-whitespace-pattern", "", kString, "", "", 1, kNoEffect, "API behaviour", "Constrained requests get 400 in this version"},
 {"constrained-json-disable-any-whitespace", "", kBool, "", "", 1, kNoEffect, "API behaviour", "Constrained requests get 400 in this version"},

@@ -176,6 +176,12 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
                      "; they do not belong together");
   }
   e.token_limit = out.tokenizer->vocab_size();
+  if (options.server.reasoning_parser.empty() && out.chat_template != nullptr &&
+      out.tokenizer->id_of("</think>")) {
+    LOG_INFO(
+        "This model may think aloud; --reasoning-parser auto moves its thinking from content to "
+        "reasoning_content");
+  }
   if (options.sampling_defaults_from_model) {
     if (is_gguf) {
       const model::GenerationDefaults& d = out.checkpoint->generation_defaults();

@@ -271,6 +271,7 @@ Status fill_server(const FlagValues& f, const Environment& env, ServeOptions& o)
   s.version = CAPSTAN_VERSION;
   s.preferred_sampling_params = f.text("preferred-sampling-params");
   s.default_chat_template_kwargs = f.text("default-chat-template-kwargs");
+  s.reasoning_parser = f.text("reasoning-parser");
   s.allow_auto_truncate = f.boolean("allow-auto-truncate");
   s.enable_cache_report = f.boolean("enable-cache-report");
   s.stream_default_include_usage = f.boolean("stream-response-default-include-usage");

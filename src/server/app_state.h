@@ -16,6 +16,7 @@
 #include "server/server_config.h"
 #include "server/worker_pool.h"
 #include "text/chat_template.h"
+#include "text/reasoning_parser.h"
 #include "text/tokenizer.h"
 
 namespace capstan::server {
@@ -34,6 +35,7 @@ struct AppState {
 
   SamplingRequest base_sampling;  // generation config, then preferred parameters
   boost::json::object default_template_kwargs;
+  const text::ReasoningFormat* reasoning = nullptr;  // null: no parser
   boost::json::object launch_args;  // secrets redacted
 
   Router router;

@@ -95,6 +95,7 @@ Usage Call::usage() const {
   Usage total;
   for (const auto& choice : choices_) {
     total.completion_tokens += choice->completion_tokens();
+    total.reasoning_tokens += choice->reasoning_tokens();
     if (!choice->first_of_prompt()) continue;
     total.prompt_tokens += choice->prompt_tokens();
     total.cached_tokens += choice->cached_tokens();

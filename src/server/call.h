@@ -20,6 +20,7 @@ struct AppState;
 struct Usage {
   int64_t prompt_tokens = 0;  // each prompt once, however many choices it has
   int64_t completion_tokens = 0;
+  int64_t reasoning_tokens = 0;  // part of completion_tokens
   int64_t cached_tokens = 0;
 };
 

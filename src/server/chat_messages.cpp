@@ -248,6 +248,10 @@ Result<RenderedChat> render_chat(const AppState& app, Fields& fields) {
 
   RenderedChat rendered;
   CAPSTAN_ASSIGN(rendered.text, app.chat_template->render(json::serialize(context)));
+  if (app.reasoning != nullptr) {
+    rendered.thinking = text::prefix_opens_thinking(
+        *app.reasoning, prefix, text::prompt_opens_thinking(*app.reasoning, rendered.text));
+  }
   rendered.text += prefix;
   // The template writes BOS itself, as transformers' apply_chat_template expects.
   CAPSTAN_ASSIGN(rendered.ids, app.tokenizer->encode(rendered.text, false));

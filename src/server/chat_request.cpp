@@ -84,6 +84,15 @@ void read_limit(const AppState& app, Fields& fields, SamplingRequest* sampling) 
   sampling->max_tokens_given = true;
 }
 
+// A prompt of ids shows its end only after decoding.
+Result<bool> ends_inside_thinking(const AppState& app, std::span<const int32_t> ids) {
+  if (app.reasoning == nullptr) return false;
+  constexpr size_t kTail = 32;  // tokens; a tag in single bytes and white space after it
+  CAPSTAN_ASSIGN(const std::string tail,
+                 app.tokenizer->decode(ids.last(std::min(ids.size(), kTail)), false));
+  return text::prompt_opens_thinking(*app.reasoning, tail);
+}
+
 }  // namespace
 
 Result<GenerationCall> prepare_chat(const AppState& app, std::string_view body) {
@@ -106,9 +115,14 @@ Result<GenerationCall> prepare_chat(const AppState& app, std::string_view body) 
   CAPSTAN_ASSIGN(RenderedChat rendered, render_chat(app, fields));
   prompt.text = std::move(rendered.text);
   prompt.ids = std::move(rendered.ids);
+  prompt.reasoning.format = app.reasoning;
+  prompt.reasoning.inside = rendered.thinking;
+  prompt.reasoning.separate = fields.boolean("separate_reasoning").value_or(true);
+  prompt.reasoning.streamed = fields.boolean("stream_reasoning").value_or(true);
   if (auto ids = fields.token_ids("input_ids", app.vocab_size)) {
     if (ids->empty()) fields.fail("input_ids", "must not be empty.");
     prompt.ids = std::move(*ids);
+    CAPSTAN_ASSIGN(prompt.reasoning.inside, ends_inside_thinking(app, prompt.ids));
   }
   CAPSTAN_RETURN_IF_ERROR(fields.status());
   if (prompt.ids.empty()) {

@@ -15,7 +15,7 @@ Choice::Choice(Call& call, const Prompt& prompt, int index, bool first_of_prompt
       first_of_prompt_(first_of_prompt),
       interval_(prompt.sampling.stream_interval > 0 ? prompt.sampling.stream_interval
                                                     : call.app().config.stream_interval),
-      decoder_(call.app().tokenizer, prompt.sampling) {}
+      decoder_(call.app().tokenizer, prompt) {}
 
 void Choice::on_event(engine::OutputEvent&& event) {
   if (call_ == nullptr || done_) return;
@@ -64,7 +64,12 @@ void Choice::take_token(engine::OutputToken&& token, const engine::OutputEvent& 
                     event.matched_token >= 0 && !prompt_.sampling.no_stop_trim;
   const int32_t id = token.token;
   if (prompt_.sampling.params.logprobs) entries_.push_back(std::move(token));
+  const bool thought = decoder_.thought();
   if (!ends) decoder_.push(id, &text_);
+  if (decoder_.thinking() || decoder_.thought() != thought) {
+    reasoning_tokens_ = completion_tokens_;
+    reasoning_entries_ = entries_.size();
+  }
   if (decoder_.matched().has_value()) {
     // The limit is looked at before stop strings; the text is cut in either case.
     const bool at_limit = last && event.finished && event.finish == FinishKind::kLength;
@@ -91,10 +96,18 @@ void Choice::emit(bool final) {
   }
   unsent_tokens_ = 0;
   // Log-probabilities of withheld text wait for it.
-  if (!text_.empty() || (final && !entries_.empty())) {
-    writer->delta(*this, text_, entries_, out);
-    text_.clear();
+  const bool whole_thought = final || !decoder_.thinking();
+  if (!text_.reasoning.empty() && (prompt_.reasoning.streamed || whole_thought)) {
+    writer->reasoning(*this, text_.reasoning, std::span(entries_).first(reasoning_entries_), out);
+    text_.reasoning.clear();
+    entries_.erase(entries_.begin(), entries_.begin() + static_cast<ptrdiff_t>(reasoning_entries_));
+    reasoning_entries_ = 0;
+  }
+  if (!text_.content.empty() || (final && !entries_.empty())) {
+    writer->delta(*this, text_.content, entries_, out);
+    text_.content.clear();
     entries_.clear();
+    reasoning_entries_ = 0;
   }
   if (final) writer->finish(*this, out);
   exchange.stream_flush();

@@ -33,6 +33,10 @@ class ResponseWriter {
   /// New text and the log-probabilities (if asked for) of the tokens since the last call.
   virtual void delta(const Choice& choice, std::string_view text,
                      std::span<const engine::OutputToken> entries, std::string& out) = 0;
+  /// The same for what the model thinks; comes before the answer. Only for prompts with a
+  /// reasoning format.
+  virtual void reasoning(const Choice& choice, std::string_view text,
+                         std::span<const engine::OutputToken> entries, std::string& out) = 0;
   virtual void finish(const Choice& choice, std::string& out) = 0;
   /// After the last choice.
   virtual void end(const Call& call, std::string& out) = 0;
@@ -56,11 +60,14 @@ class Choice final : public EventReceiver, public std::enable_shared_from_this<C
   int64_t prompt_tokens() const { return static_cast<int64_t>(prompt_.ids.size()); }
   int64_t cached_tokens() const { return cached_tokens_; }
   int64_t completion_tokens() const { return completion_tokens_; }
+  /// Of these: up to and including the end of the thinking.
+  int64_t reasoning_tokens() const { return reasoning_tokens_; }
   int retractions() const { return retractions_; }
   bool first_of_prompt() const { return first_of_prompt_; }
 
   /// Everything said so far; kept only when nothing is streamed or `keep_all` was set.
-  const std::string& text() const { return text_; }
+  const std::string& text() const { return text_.content; }
+  const std::string& reasoning() const { return text_.reasoning; }
   const std::vector<engine::OutputToken>& entries() const { return entries_; }
   const std::vector<engine::OutputToken>& prompt_entries() const { return prompt_entries_; }
   const std::vector<int32_t>& token_ids() const { return token_ids_; }
@@ -95,13 +102,15 @@ class Choice final : public EventReceiver, public std::enable_shared_from_this<C
   bool recorded_ = false;
   bool started_ = false;  // first() has been written
   bool keep_token_ids_ = false;
-  int unsent_tokens_ = 0;  // since the last emission
-  std::string text_;       // streaming: not yet emitted
+  int unsent_tokens_ = 0;     // since the last emission
+  text::ReasoningText text_;  // streaming: not yet emitted
   std::vector<engine::OutputToken> entries_;
+  size_t reasoning_entries_ = 0;  // how many of the first entries_ belong to the thinking
   std::vector<engine::OutputToken> prompt_entries_;
   std::vector<int32_t> token_ids_;
   int64_t cached_tokens_ = 0;
   int64_t completion_tokens_ = 0;
+  int64_t reasoning_tokens_ = 0;
   int retractions_ = 0;
   double queue_seconds_ = 0;
   double ttft_seconds_ = -1;

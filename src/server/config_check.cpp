@@ -7,6 +7,7 @@
 
 #include "server/json_fields.h"
 #include "server/server.h"
+#include "text/reasoning_parser.h"
 
 namespace capstan::server {
 namespace {
@@ -50,6 +51,12 @@ Status validate_config(const ServerConfig& c) {
   CAPSTAN_RETURN_IF_ERROR(
       check_json(c.default_chat_template_kwargs, "default-chat-template-kwargs"));
   CAPSTAN_RETURN_IF_ERROR(check_json(c.launch_args, "launch-args"));
+  if (!c.reasoning_parser.empty() && c.reasoning_parser != "auto" &&
+      text::find_reasoning_format(c.reasoning_parser) == nullptr) {
+    return invalid_argument("--reasoning-parser '" + c.reasoning_parser +
+                                "' is unknown; known are auto, " + text::known_reasoning_formats(),
+                            "reasoning-parser");
+  }
   const auto positive = [](auto value, const std::string& flag) -> Status {
     if (value > 0) return {};
     return invalid_argument("--" + flag + " must be positive, got " + std::to_string(value), flag);

@@ -9,15 +9,25 @@
 
 #include "base/result.h"
 #include "server/sampling_request.h"
+#include "text/reasoning_parser.h"
 
 namespace capstan::server {
 
 struct AppState;
 
+/// What becomes of a model's thinking in chat answers.
+struct ReasoningRequest {
+  const text::ReasoningFormat* format = nullptr;  // null: no --reasoning-parser
+  bool inside = false;                            // the prompt ends inside the thinking
+  bool separate = true;  // false: all stays in the content, and is only counted
+  bool streamed = true;  // false: sent as one delta when the thinking ends
+};
+
 struct Prompt {
   std::vector<int32_t> ids;
   std::string text;          // as given (completions) or rendered (chat); for echo and request logs
   SamplingRequest sampling;  // max_new_tokens depends on the prompt's length
+  ReasoningRequest reasoning;
 };
 
 struct GenerationCall {
@@ -52,6 +62,7 @@ inline const std::string& rid_of(const GenerationCall& call, size_t prompt) {
 struct RenderedChat {
   std::string text;
   std::vector<int32_t> ids;
+  bool thinking = false;  // the output begins inside the thinking
 };
 Result<RenderedChat> render_chat(const AppState& app, Fields& fields);
 

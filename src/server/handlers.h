@@ -11,6 +11,7 @@ void add_health_routes(AppState& app);     // /health, /ping
 void add_info_routes(AppState& app);       // model and server info, loads, metrics, version
 void add_control_routes(AppState& app);    // cache flush, abort
 void add_tokenizer_routes(AppState& app);  // tokenize, detokenize
+void add_reasoning_routes(AppState& app);  // /separate_reasoning
 void add_page_routes(AppState& app);       // the chat page and "/"
 
 /// Parses a body that may be large on a worker thread; `prepare` is called once, with no exceptions

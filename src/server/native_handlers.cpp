@@ -36,6 +36,8 @@ class NativeWriter final : public ResponseWriter {
     own.entries.insert(own.entries.end(), entries.begin(), entries.end());
     if (!choice.done()) append_event(choice, false, out);  // else finish() follows at once
   }
+  void reasoning(const Choice&, std::string_view, std::span<const engine::OutputToken>,
+                 std::string&) override {}  // this dialect leaves it in the text
   void finish(const Choice& choice, std::string& out) override { append_event(choice, true, out); }
   void end(const Call&, std::string& out) override { out += "data: [DONE]\n\n"; }
 

@@ -78,7 +78,9 @@ void append_usage(std::string& out, const AppState& app, const Usage& usage) {
   append_json_int(out, usage.completion_tokens);
   out += ",\"total_tokens\":";
   append_json_int(out, usage.prompt_tokens + usage.completion_tokens);
-  out += ",\"reasoning_tokens\":0,\"prompt_tokens_details\":";
+  out += ",\"reasoning_tokens\":";
+  append_json_int(out, usage.reasoning_tokens);
+  out += ",\"prompt_tokens_details\":";
   if (app.config.enable_cache_report) {
     out += "{\"cached_tokens\":";
     append_json_int(out, usage.cached_tokens);
@@ -86,7 +88,9 @@ void append_usage(std::string& out, const AppState& app, const Usage& usage) {
   } else {
     out += "null";
   }
-  out += ",\"completion_tokens_details\":{\"reasoning_tokens\":0}}";
+  out += ",\"completion_tokens_details\":{\"reasoning_tokens\":";
+  append_json_int(out, usage.reasoning_tokens);
+  out += "}}";
 }
 
 void append_chat_logprobs(std::string& out, const text::Tokenizer& tokenizer,
@@ -162,7 +166,13 @@ static std::string chat_response(const AppState& app, const Call& call,
     append_json_int(out, choice->index());
     out += ",\"message\":{\"role\":\"assistant\",\"content\":";
     append_json_string(out, choice->text());
-    out += ",\"reasoning_content\":null,\"tool_calls\":null},\"logprobs\":";
+    out += ",\"reasoning_content\":";
+    if (choice->reasoning().empty()) {
+      out += "null";
+    } else {
+      append_json_string(out, choice->reasoning());
+    }
+    out += ",\"tool_calls\":null},\"logprobs\":";
     if (choice->prompt().sampling.params.logprobs) {
       append_chat_logprobs(out, *app.tokenizer, choice->entries());
     } else {
@@ -256,6 +266,21 @@ void OpenAiWriter::delta(const Choice& choice, std::string_view text,
         prompt_too ? std::span(choice.prompt_entries()) : std::span<const engine::OutputToken>(),
         choice.prompt().ids, entries, &own.text_offset);
     own.prompt_logprobs_sent = true;
+  }
+  out += ",\"finish_reason\":null,\"matched_stop\":null}";
+  append_usage_member(choice, out);
+}
+
+void OpenAiWriter::reasoning(const Choice& choice, std::string_view text,
+                             std::span<const engine::OutputToken> entries, std::string& out) {
+  out += choices_[static_cast<size_t>(choice.index())].prefix;
+  out += "\"delta\":{\"reasoning_content\":\"";
+  append_json_escaped(out, text);
+  out += "\"},\"logprobs\":";
+  if (entries.empty()) {
+    out += "null";
+  } else {
+    append_chat_logprobs(out, *app_.tokenizer, entries);
   }
   out += ",\"finish_reason\":null,\"matched_stop\":null}";
   append_usage_member(choice, out);

@@ -46,6 +46,8 @@ class OpenAiWriter : public ResponseWriter {
   void first(const Choice& choice, std::string& out) override;
   void delta(const Choice& choice, std::string_view text,
              std::span<const engine::OutputToken> entries, std::string& out) override;
+  void reasoning(const Choice& choice, std::string_view text,
+                 std::span<const engine::OutputToken> entries, std::string& out) override;
   void finish(const Choice& choice, std::string& out) override;
   /// Usage chunk (if asked for) and [DONE].
   void end(const Call& call, std::string& out) override;

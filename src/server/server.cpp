@@ -82,6 +82,11 @@ Status ServerImpl::init(std::shared_ptr<engine::Engine> engine,
     CAPSTAN_ASSIGN(app_.default_template_kwargs,
                    parse_json_object(config.default_chat_template_kwargs));
   }
+  app_.reasoning = text::find_reasoning_format(config.reasoning_parser);
+  if (config.reasoning_parser == "auto") {
+    const text::ReasoningFormat* r1 = text::find_reasoning_format("deepseek-r1");
+    if (app_.tokenizer->id_of(r1->close)) app_.reasoning = r1;
+  }
   CAPSTAN_ASSIGN(app_.launch_args, parse_json_object(config.launch_args));
   for (auto& [key, value] : app_.launch_args) {
     if (is_secret({key.data(), key.size()}) && !value.is_null()) value = "***";
@@ -93,6 +98,7 @@ Status ServerImpl::init(std::shared_ptr<engine::Engine> engine,
   add_info_routes(app_);
   add_control_routes(app_);
   add_tokenizer_routes(app_);
+  add_reasoning_routes(app_);
   add_page_routes(app_);
   return {};
 }

@@ -52,6 +52,9 @@ struct ServerConfig {
   SamplingDefaults sampling_defaults;        // leave empty for --sampling-defaults openai
   std::string preferred_sampling_params;     // JSON object beneath request values, or empty
   std::string default_chat_template_kwargs;  // JSON object beneath request values, or empty
+  /// A name of text::find_reasoning_format, "auto" (deepseek-r1's if the tokenizer has its closing
+  /// tag, else none), or empty: thinking stays in the content.
+  std::string reasoning_parser;
   bool allow_auto_truncate = false;
   bool enable_cache_report = false;
   bool stream_default_include_usage = false;

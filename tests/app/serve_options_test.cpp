@@ -9,6 +9,8 @@
 #include "app/default_model.h"
 #include "app/model_setup.h"
 
+#include "text/reasoning_parser.h"
+
 namespace capstan::app {
 namespace {
 
@@ -160,7 +162,6 @@ TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
       {"--ssl-keyfile", "k"},
       {"--enable-lora"},
       {"--is-embedding"},
-      {"--reasoning-parser", "deepseek-r1"},
       {"--tool-call-parser", "qwen25"},
       {"--kv-cache-dtype", "fp8_e4m3"},
       {"--load-format", "pt"},
@@ -178,6 +179,19 @@ TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
   // Their defaults, spelled out, are fine.
   good({"--tp", "1", "--dp", "1", "--pp-size", "1", "--ep", "1", "--nnodes", "1", "--node-rank",
         "0", "--disaggregation-mode", "null", "--radix-eviction-policy", "lru", "--device", "cpu"});
+}
+
+TEST(ServeOptions, ReasoningParser) {
+  EXPECT_EQ(good({}).server.reasoning_parser, "");
+  for (const char* name : {"auto", "deepseek-r1", "deepseek-v3", "qwen3", "qwen3-thinking"}) {
+    EXPECT_EQ(good({"--reasoning-parser", name}).server.reasoning_parser, name);
+  }
+  // What the flag accepts is what the parser knows.
+  const Result<FlagValues> unknown = parse_flags({"--reasoning-parser", "gpt-oss"});
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_TRUE(contains(unknown.error().message, "gpt-oss")) << unknown.error().message;
+  EXPECT_TRUE(contains(unknown.error().message, "auto, " + text::known_reasoning_formats()))
+      << unknown.error().message;
 }
 
 // §1.5 of the interface: one clear line each.

@@ -8,7 +8,7 @@
 
 namespace capstan::server::testing {
 
-class FakeTokenizer final : public text::Tokenizer {
+class FakeTokenizer : public text::Tokenizer {
  public:
   static constexpr int32_t kBos = 256, kEos = 257, kUser = 258, kAssistant = 259, kVocab = 300;
 
