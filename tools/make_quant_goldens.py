@@ -1,16 +1,21 @@
 #!/usr/bin/env python3
-"""Writes tests/testdata/quant/*.bin with the `gguf` package: what the C++ codecs must reproduce.
+"""Writes tests/testdata/quant/*.bin with the `gguf` and `ml_dtypes` packages: what the C++ codecs
+must reproduce.
 
     pip install -r tools/requirements-quant.txt
     python3 tools/make_quant_goldens.py
 
 decode_TYPE.bin: u32 n, n blocks' bytes, then the float32 values they decode to.
 encode_TYPE.bin: u32 n, n blocks of float32 values, then the bytes they encode to.
+decode_F8_E4M3.bin, encode_F8_E4M3.bin: the same with blocks of one value; all 256 codes, and values
+beyond +-448 saturating (ml_dtypes makes them NaN, so they are clamped first).
+blocks_F8_E4M3.bin: u32 rows, u32 columns, codes, float32 scales of 128 x 128 blocks, the product.
 """
 
 import pathlib
 
 import gguf
+import ml_dtypes
 import numpy as np
 
 OUT = pathlib.Path(__file__).resolve().parent.parent / "tests" / "testdata" / "quant"
@@ -65,6 +70,37 @@ def encode_golden(rng, qtype):
     write(f"encode_{qtype.name}.bin", BLOCKS, x, gguf.quants.quantize(x, qtype))
 
 
+def fp8_goldens(rng):
+    fp8 = ml_dtypes.float8_e4m3fn
+    codes = np.arange(256, dtype=np.uint8)
+    values = codes.view(fp8).astype(np.float32)
+    write("decode_F8_E4M3.bin", 256, codes, values)
+
+    finite = values[:127].astype(np.float64)       # 0 .. 448 in order
+    middles = (finite[1:] + finite[:-1]) / 2       # exact ties
+    x = np.concatenate([
+        finite, middles, np.nextafter(middles.astype(np.float32), np.float32(0)),
+        np.nextafter(middles.astype(np.float32), np.float32(1e9)),
+        [448.1, 463.9, 464, 480, 1e30, np.inf, 2.0**-10, np.nextafter(np.float32(2.0**-10), np.float32(1)),
+         2.0**-11, 1e-30, 1e-40],
+        np.exp(rng.uniform(np.log(2.0**-12), np.log(500), 1500)),
+        rng.standard_normal(1500),
+    ]).astype(np.float32)
+    x = np.concatenate([x, -x])
+    write("encode_F8_E4M3.bin", len(x), x,
+          np.clip(x, -448, 448).astype(fp8).view(np.uint8))
+
+    rows, columns = 150, 160                       # both with a partial second block
+    codes = rng.integers(0, 256, (rows, columns), dtype=np.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0x7E
+    scales = np.exp(rng.uniform(-12, 3, (2, 2))).astype(np.float32)
+    full = scales.repeat(128, 0).repeat(128, 1)[:rows, :columns]
+    with open(OUT / "blocks_F8_E4M3.bin", "wb") as f:
+        f.write(np.uint32([rows, columns]).tobytes())
+        for part in (codes, scales, codes.view(fp8).astype(np.float32) * full):
+            f.write(np.ascontiguousarray(part).tobytes())
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(20240607)
@@ -72,6 +108,7 @@ def main():
         decode_golden(rng, qtype)
     for qtype in (TYPES.Q8_0, TYPES.Q4_0, TYPES.Q4_1):
         encode_golden(rng, qtype)
+    fp8_goldens(rng)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@
 #include "base/log.h"
 #include "kernels/attention_plan.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/experts.h"
 #include "kernels/linear.h"
 #include "kernels/mla_projection.h"
 #include "kernels/ref/ref_ops.h"
+#include "kernels/router.h"
 #include "platform/cpu.h"
 #include "quant/codecs.h"
 
@@ -98,6 +100,22 @@ class CpuOps final : public Ops {
   void mla_store(const MlaStoreArgs& args) override { ref::mla_store(args); }
   void mla_attention(const MlaAttentionArgs& args) override { ref::mla_attention(args); }
 
+  void route(const RouteArgs& args) override {
+    if (isa_ == Isa::kRef) return ref::route(args);
+    const RouterSpec& router = *args.router;
+    // Scores cost an exponential each, as much as passing over sixteen elements.
+    for_rows(pool_, args.logits.rows, args.logits.rows * router.experts * 16, [&](int64_t t) {
+      static thread_local RouterScratch<float> scratch;
+      route_row(router, args.logits.row(t), scratch, args.experts + t * router.top_k,
+                args.weights + t * router.top_k);
+    });
+  }
+
+  void experts(const ExpertsArgs& args) override {
+    if (isa_ == Isa::kRef) return experts_ref(args);
+    experts_plan_.run(linear_kernels(isa_), args, pool_);
+  }
+
   void begin_step() override { pool_.begin_burst(); }
   void end_step() override { pool_.end_burst(); }
 
@@ -106,6 +124,7 @@ class CpuOps final : public Ops {
   const PackOptions options_;
   platform::ThreadPool& pool_;
   AttentionPlan plan_;
+  ExpertsPlan experts_plan_;
 };
 
 /// Seconds of a product shaped like a small model's layer, for one row and for sixteen.

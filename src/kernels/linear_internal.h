@@ -103,15 +103,21 @@ struct LinearKernels {
 const LinearKernels& avx2_linear_kernels();
 /// Only for CPUs with AVX-512 F, BW, VL, DQ and VNNI. Shares layout and epilogues with AVX2.
 const LinearKernels& avx512_linear_kernels();
+/// The table that weights packed for `isa` (not kRef) are multiplied with.
+const LinearKernels& linear_kernels(Isa isa);
 
 /// The oracle: rows as in the file, dequantised one at a time, summed in double.
 Result<std::unique_ptr<LinearWeight>> pack_linear_ref(const LinearSpec& spec);
 void run_linear_ref(const LinearArgs& args, platform::ThreadPool& pool);
+/// y[n] = W x + b of one row in double, for a weight of pack_linear_ref.
+void linear_row_ref(const LinearWeight& weight, const double* x, double* y);
 
 /// Shape checks common to all instruction sets.
 Status check_linear_spec(const LinearSpec& spec);
 /// Bias of `part` widened to float.
 std::vector<float> bias_values(const TensorView& bias);
+/// Block scales of an F8_E4M3 part as floats.
+std::vector<float> scale_values(const TensorView& scales);
 
 void run_linear_panels(const LinearKernels& kernels, const LinearArgs& args,
                        platform::ThreadPool& pool);

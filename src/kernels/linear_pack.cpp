@@ -1,10 +1,12 @@
 // Checks a LinearSpec and copies it into panels.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 
 #include "kernels/linear_internal.h"
 #include "quant/codecs.h"
+#include "quant/fp8.h"
 
 namespace capstan::kernels {
 
@@ -36,7 +38,7 @@ Status check_part(const TensorView& part, int64_t k) {
   if (!quant::has_panel_layout(part.dtype)) {
     return invalid_argument(label(part) +
                             ": no CPU kernel for this type; F32, F16, BF16, Q8_0, Q4_0, Q4_1, "
-                            "Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are supported");
+                            "Q5_0, Q5_1, Q4_K, Q5_K, Q6_K and F8_E4M3 are supported");
   }
   const int block = dtype_info(part.dtype).block_elems;
   if (k % block != 0) {
@@ -61,6 +63,39 @@ Status check_bias(const TensorView& bias, const TensorView& part) {
   return {};
 }
 
+std::string index_text(int64_t i, int64_t columns) {
+  return "[" + std::to_string(i / columns) + ", " + std::to_string(i % columns) + "]";
+}
+
+/// Scales of an F8_E4M3 part, and its codes: a NaN there is a broken download or another format.
+Status check_fp8(const TensorView& part, const TensorView* scale) {
+  if (scale == nullptr || scale->data == nullptr) {
+    return data_loss(label(part) + " has no block scales; expected a tensor '" + part.name +
+                     "_scale_inv' with one float for each block of 128 x 128");
+  }
+  const int64_t rows = quant::fp8_blocks(part.shape[0]), columns = quant::fp8_blocks(part.shape[1]);
+  if (scale->shape != std::vector<int64_t>{rows, columns}) {
+    return data_loss("scales " + label(*scale) + " do not fit weight " + label(part) +
+                     ": expected [" + std::to_string(rows) + ", " + std::to_string(columns) +
+                     "], one for each block of 128 x 128");
+  }
+  if (scale->dtype != DType::kF32 && scale->dtype != DType::kBF16)
+    return invalid_argument("scales " + label(*scale) + ": must be F32 or BF16");
+  const std::vector<float> values = scale_values(*scale);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!std::isfinite(values[i])) {
+      return data_loss("scales " + label(*scale) + ": the value at " +
+                       index_text(static_cast<int64_t>(i), columns) + " is not finite");
+    }
+  }
+  const int64_t nan = quant::find_fp8_nan(part.data, part.elems());
+  if (nan >= 0) {
+    return data_loss(label(part) + ": the code at " + index_text(nan, part.shape[1]) +
+                     " is a NaN; the file is damaged or not in the E4M3 \"fn\" format");
+  }
+  return {};
+}
+
 // Lays out one segment of one part, or of the two parts of a swiglu pair.
 Segment make_segment(const LinearSpec& spec, size_t first, int panels, int64_t k, int64_t column) {
   Segment s;
@@ -82,6 +117,11 @@ Segment make_segment(const LinearSpec& spec, size_t first, int panels, int64_t k
 }
 
 void pack_segment(const LinearSpec& spec, size_t first, const Segment& s, int64_t k) {
+  std::vector<float> scales[2];
+  for (int p = 0; p < s.panels; ++p) {
+    const size_t i = first + static_cast<size_t>(p);
+    if (spec.parts[i].dtype == DType::kF8E4M3) scales[p] = scale_values(spec.scales[i]);
+  }
   std::byte* out = s.data;
   for (int64_t g = 0; g < s.groups; ++g) {
     const int64_t row = g * kPanelColumns;
@@ -91,6 +131,11 @@ void pack_segment(const LinearSpec& spec, size_t first, const Segment& s, int64_
       const size_t row_bytes = dtype_bytes(part.dtype, k);
       quant::pack_panel(part.dtype, part.data + static_cast<size_t>(row) * row_bytes, row_bytes,
                         columns, k, out);
+      if (part.dtype == DType::kF8E4M3) {
+        // 128 is a multiple of the panel's 16 rows, so they share their scales.
+        quant::pack_fp8_scales(scales[p].data() + row / quant::kFp8Block * quant::fp8_blocks(k), k,
+                               out);
+      }
       out += s.panel_bytes[static_cast<size_t>(p)];
     }
   }
@@ -104,14 +149,30 @@ std::vector<float> bias_values(const TensorView& bias) {
   return values;
 }
 
+std::vector<float> scale_values(const TensorView& scales) {
+  std::vector<float> values(static_cast<size_t>(scales.elems()));
+  quant::dequantize_row(scales.dtype, scales.data, values.data(), scales.elems());
+  return values;
+}
+
 Status check_linear_spec(const LinearSpec& spec) {
   if (spec.parts.empty()) return internal_error("pack_linear: no parts");
   if (!spec.biases.empty() && spec.biases.size() != spec.parts.size()) {
     return internal_error("pack_linear: " + std::to_string(spec.biases.size()) + " biases for " +
                           std::to_string(spec.parts.size()) + " parts");
   }
+  if (!spec.scales.empty() && spec.scales.size() != spec.parts.size()) {
+    return internal_error("pack_linear: " + std::to_string(spec.scales.size()) + " scales for " +
+                          std::to_string(spec.parts.size()) + " parts");
+  }
   const int64_t k = spec.parts[0].cols();
-  for (const TensorView& part : spec.parts) CAPSTAN_RETURN_IF_ERROR(check_part(part, k));
+  for (size_t i = 0; i < spec.parts.size(); ++i) {
+    CAPSTAN_RETURN_IF_ERROR(check_part(spec.parts[i], k));
+    if (spec.parts[i].dtype == DType::kF8E4M3) {
+      CAPSTAN_RETURN_IF_ERROR(
+          check_fp8(spec.parts[i], spec.scales.empty() ? nullptr : &spec.scales[i]));
+    }
+  }
   for (size_t i = 0; i < spec.biases.size(); ++i)
     CAPSTAN_RETURN_IF_ERROR(check_bias(spec.biases[i], spec.parts[i]));
   if (spec.swiglu_pair &&

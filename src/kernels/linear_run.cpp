@@ -169,22 +169,19 @@ void run_linear_panels(const LinearKernels& kernels, const LinearArgs& args,
   pool.run([&](int thread) { product.work(thread, pool); });
 }
 
+const LinearKernels& linear_kernels(Isa isa) {
+  // The layout is the same, and AVX2 is what a CPU without VNNI is fastest with.
+  return isa == Isa::kAvx512 && platform::isa_support().avx512_vnni ? avx512_linear_kernels()
+                                                                    : avx2_linear_kernels();
+}
+
 void run_linear(Isa isa, const LinearArgs& args, platform::ThreadPool& pool) {
   check_args(args);
   if (args.x.rows == 0) return;
-  switch (isa) {
-    case Isa::kRef:
-      run_linear_ref(args, pool);
-      return;
-    case Isa::kAvx2:
-      run_linear_panels(avx2_linear_kernels(), args, pool);
-      return;
-    case Isa::kAvx512:
-      // The layout is the same, and AVX2 is what a CPU without VNNI is fastest with.
-      run_linear_panels(
-          platform::isa_support().avx512_vnni ? avx512_linear_kernels() : avx2_linear_kernels(),
-          args, pool);
-      return;
+  if (isa == Isa::kRef) {
+    run_linear_ref(args, pool);
+  } else {
+    run_linear_panels(linear_kernels(isa), args, pool);
   }
 }
 

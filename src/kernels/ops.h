@@ -36,6 +36,10 @@ struct LinearSpec {
   std::span<const TensorView> biases = {};
   /// Lay out two equal parts (gate, up) so that the kSwiGlu epilogue can fuse them.
   bool swiglu_pair = false;
+  /// Block scales of F8_E4M3 parts, one per part: F32 (or BF16) [ceil(n_i/128), ceil(k/128)], a
+  /// weight is its code times the scale of its 128 x 128 block. A view without data for parts of
+  /// other types. Activations of such parts stay float32. NaN codes (0x7F, 0xFF) are refused.
+  std::span<const TensorView> scales = {};
 };
 
 enum class Epilogue : uint8_t {
@@ -195,6 +199,53 @@ struct MlaAttentionArgs {
   MatrixView out;  // [t, heads * value_dim]
 };
 
+enum class ExpertScoring : uint8_t { kSoftmax, kSigmoid };
+
+/// How a mixture-of-experts layer chooses experts. check_router() (kernels/router.h) says whether
+/// the numbers fit each other.
+struct RouterSpec {
+  ExpertScoring scoring = ExpertScoring::kSoftmax;
+  int experts = 0;
+  int top_k = 0;
+  /// Experts are chosen among the `groups_kept` best of `groups` equal, contiguous groups.
+  int groups = 1;
+  int groups_kept = 1;
+  bool group_top2_sum = false;  // group score: sum of its two largest (V3), or its maximum (V2)
+  /// Scores of experts in other groups become 0 (V2 group_limited_greedy) instead of -inf (V3).
+  bool mask_with_zero = false;
+  bool normalise = false;     // divide weights by their sum + 1e-20 (norm_topk_prob)
+  float scale = 1;            // routed_scaling_factor
+  bool scale_always = false;  // V3: multiply always; V2: only when not normalised
+  /// [experts] or null; added to the scores for choosing, never to the weights.
+  const float* bias = nullptr;
+};
+
+/// Chooses experts row by row. Ties go to the lowest index, of groups and of experts. Whatever the
+/// logits, the experts are valid and distinct; a NaN logit loses to every number.
+struct RouteArgs {
+  MatrixView logits;  // [t, experts], float32 products
+  const RouterSpec* router = nullptr;
+  int32_t* experts = nullptr;  // [t, top_k], in order of choice
+  float* weights = nullptr;    // [t, top_k]
+};
+
+/// y += sum_j weights[t,j] * down_e( silu(gate_e x) * up_e x ) with e = experts[t,j].
+///
+/// Rows are grouped by expert, so a weight is decoded once per tile of rows, and weights of experts
+/// that nobody chose are not read. The sum over j runs in ascending expert number: bits of a row
+/// depend neither on the batch nor on threads.
+struct ExpertsArgs {
+  MatrixView x;                      // [t, k]
+  const int32_t* experts = nullptr;  // [t, top_k]; negative: no expert
+  const float* weights = nullptr;    // [t, top_k]
+  int top_k = 0;
+  /// Per expert: [gate; up] packed with swiglu_pair, [2*m, k]; and [h, m]. Null where the expert is
+  /// not held here (another rank's): its share of the sum is left out.
+  std::span<const LinearWeight* const> gate_up;
+  std::span<const LinearWeight* const> down;
+  MatrixView y;  // [t, h]; must not overlap x
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -209,6 +260,8 @@ class Ops {
   virtual void linear(const LinearArgs& args) = 0;
   virtual void qkv_rope_store(const QkvArgs& args) = 0;
   virtual void attention(const AttentionArgs& args) = 0;
+  virtual void route(const RouteArgs& args) = 0;
+  virtual void experts(const ExpertsArgs& args) = 0;
 
   /// Lays kv_b out for mla_attention. Refuses shapes and dtypes that do not fit, naming the tensor.
   /// Safe to call from several threads at once.

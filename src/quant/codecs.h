@@ -22,9 +22,9 @@ uint8_t float_to_e4m3(float f);       // round to nearest, ties to even; saturat
 /// order of the `gguf` package, so every CPU gives the same bits.
 void dequantize_row(DType dtype, const std::byte* src, float* dst, int64_t n);
 
-/// Encodes F32, F16, BF16, F8_E4M3 (as above), and Q8_0, Q4_0, Q4_1 as ggml's reference does (its `gguf` package, bit for
-/// bit, on finite values); other dtypes, and an `n` that is no multiple of the block, are
-/// kInvalidArgument.
+/// Encodes F32, F16, BF16, F8_E4M3 (as above), and Q8_0, Q4_0, Q4_1 as ggml's reference does (its
+/// `gguf` package, bit for bit, on finite values); other dtypes, and an `n` that is no multiple of
+/// the block, are kInvalidArgument.
 Status quantize_row(DType dtype, const float* src, std::byte* dst, int64_t n);
 
 }  // namespace capstan::quant

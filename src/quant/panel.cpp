@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "quant/panel_fp8.h"
+
 namespace capstan::quant {
 
 namespace {
@@ -180,11 +182,12 @@ void pack_float(DType dtype, const std::byte* rows, size_t row_bytes, int column
 }  // namespace
 
 bool has_panel_layout(DType dtype) {
-  return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 ||
-         layout_of(dtype).group != 0;
+  return dtype == DType::kF8E4M3 || dtype == DType::kF32 || dtype == DType::kF16 ||
+         dtype == DType::kBF16 || layout_of(dtype).group != 0;
 }
 
 size_t panel_bytes(DType dtype, int64_t k) {
+  if (dtype == DType::kF8E4M3) return fp8_panel_bytes(k);
   const Layout layout = layout_of(dtype);
   if (layout.group == 0) return dtype_bytes(dtype, k) * kCols;
   return static_cast<size_t>(k / layout.group) *
@@ -193,6 +196,7 @@ size_t panel_bytes(DType dtype, int64_t k) {
 
 void pack_panel(DType dtype, const std::byte* rows, size_t row_bytes, int columns, int64_t k,
                 std::byte* panel) {
+  if (dtype == DType::kF8E4M3) return pack_fp8_panel(rows, row_bytes, columns, k, panel);
   if (columns < kCols) std::memset(panel, 0, panel_bytes(dtype, k));
   const Layout layout = layout_of(dtype);
   if (layout.group == 0) {

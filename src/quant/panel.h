@@ -19,7 +19,9 @@
 //   Q6_K         F16 d[16], then int8 scale[16][16] (sub-block of 16, column)
 // Float formats: F32 [k][16]; F16 [k][16]; BF16 [k][8] dwords, column i low and i+8 high, so that
 // both halves widen with one instruction each.
-// Columns beyond n are zero.
+// F8_E4M3: F32 scale[ceil(k/128)] (a panel's 16 columns lie in one block of 128), zeros up to a
+// multiple of 64 bytes; then per pair of elements 2i, 2i+1 sixteen words, one per column: element
+// 2i in the low byte, 2i+1 in the high one. Columns beyond n are zero.
 #pragma once
 
 #include <cstddef>
@@ -38,9 +40,18 @@ bool has_panel_layout(DType dtype);
 /// Always a multiple of 32, so that panels laid end to end stay aligned for vector loads.
 size_t panel_bytes(DType dtype, int64_t k);
 
-/// Packs `columns` (1..16) rows of `k` elements, stored as in a file and `row_bytes` apart.
+/// Bytes before the codes of an F8_E4M3 panel.
+constexpr size_t fp8_panel_header(int64_t k) {
+  return static_cast<size_t>((k + 127) / 128 * 4 + 63) / 64 * 64;
+}
+
+/// Packs `columns` (1..16) rows of `k` elements, stored as in a file and `row_bytes` apart. Scales
+/// of F8_E4M3 are written by pack_fp8_scales.
 void pack_panel(DType dtype, const std::byte* rows, size_t row_bytes, int columns, int64_t k,
                 std::byte* panel);
+
+/// scales[ceil(k/128)]: those of the block of rows that the panel belongs to.
+void pack_fp8_scales(const float* scales, int64_t k, std::byte* panel);
 
 /// Read-mostly memory for packed weights: zeroed, aligned to 2 MiB where large, huge pages asked
 /// for (a 4 KiB page is read in 0.15 us at full speed; page walks would show). Move-only owner.

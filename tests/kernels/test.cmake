@@ -14,7 +14,8 @@ set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/avx512/ops_avx512.cp
 # And linear()'s: the table's name and the namespace are replaced for the same reason. -O1, because
 # SIMDe's generic code for the unrolled kernels takes minutes and a gigabyte at -O2.
 set(CAPSTAN_LINEAR_AVX512 ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_quantised.cpp
-                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_float.cpp)
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_float.cpp
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_fp8.cpp)
 target_sources(kernels_test PRIVATE ${CAPSTAN_LINEAR_AVX512})
 set_source_files_properties(${CAPSTAN_LINEAR_AVX512} PROPERTIES
   COMPILE_OPTIONS "-O1;-mavx2;-mfma;-mf16c;-Wno-psabi;${CAPSTAN_SIMDE_PLAIN};-Wno-pedantic;-include;${CMAKE_SOURCE_DIR}/tests/kernels/simde_avx512.h"

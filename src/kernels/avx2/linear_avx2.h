@@ -12,6 +12,9 @@ PanelKernel quantised_panel_kernel(DType dtype);
 /// Block-quantised weights with float32 activations.
 PanelKernel widened_panel_kernel(DType dtype);
 
+/// F8_E4M3 with block scales; float32 activations.
+void fp8_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc);
+
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void quantise_paired(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void store(const float* acc, const float* bias, int rows, int columns, bool add, float* y,

@@ -158,6 +158,8 @@ PanelKernel float_panel_kernel(DType dtype) {
       return float_panel<F16Panel>;
     case DType::kBF16:
       return float_panel<BF16Panel>;
+    case DType::kF8E4M3:
+      return fp8_panel;
     default:
       return nullptr;
   }

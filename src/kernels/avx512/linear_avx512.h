@@ -8,6 +8,8 @@
 
 namespace capstan::kernels::avx512 {
 
+/// F8_E4M3 with block scales; float32 activations.
+void fp8_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc);
 PanelKernel float_panel_kernel(DType dtype);
 PanelKernel quantised_panel_kernel(DType dtype);
 PanelKernel widened_panel_kernel(DType dtype);

@@ -5,6 +5,7 @@
 
 #include "kernels/linear_internal.h"
 #include "quant/codecs.h"
+#include "quant/fp8.h"
 
 namespace capstan::kernels {
 
@@ -14,7 +15,18 @@ struct RefPart {
   DType dtype;
   int64_t n;
   std::vector<std::byte> rows;
-  std::vector<float> bias;  // empty: none
+  std::vector<float> bias;    // empty: none
+  std::vector<float> scales;  // F8_E4M3: [ceil(n/128)][ceil(k/128)]
+
+  /// Row `row` of k elements as float32.
+  void decode(int64_t row, int64_t k, float* out) const {
+    const std::byte* from = rows.data() + static_cast<size_t>(row) * dtype_bytes(dtype, k);
+    if (dtype == DType::kF8E4M3) {
+      quant::dequantize_fp8_blocks(from, scales.data(), row, 1, k, out);
+    } else {
+      quant::dequantize_row(dtype, from, out, k);
+    }
+  }
 };
 
 class RefWeight : public LinearWeight {
@@ -23,7 +35,8 @@ class RefWeight : public LinearWeight {
   int64_t k() const override { return k_; }
   size_t bytes() const override {
     size_t total = 0;
-    for (const RefPart& p : parts) total += p.rows.size() + p.bias.size() * sizeof(float);
+    for (const RefPart& p : parts)
+      total += p.rows.size() + (p.bias.size() + p.scales.size()) * sizeof(float);
     return total;
   }
   int64_t n_ = 0;
@@ -35,9 +48,7 @@ class RefWeight : public LinearWeight {
 // Output feature `row` of every row of x, bias included.
 void dot_feature(const RefPart& part, int64_t row, const MatrixView& x, std::vector<float>& w,
                  std::vector<double>& out) {
-  const size_t row_bytes = dtype_bytes(part.dtype, x.cols);
-  quant::dequantize_row(part.dtype, part.rows.data() + static_cast<size_t>(row) * row_bytes,
-                        w.data(), x.cols);
+  part.decode(row, x.cols, w.data());
   for (int64_t i = 0; i < x.rows; ++i) {
     double sum = 0;
     for (int64_t j = 0; j < x.cols; ++j)
@@ -55,10 +66,11 @@ Result<std::unique_ptr<LinearWeight>> pack_linear_ref(const LinearSpec& spec) {
   weight->swiglu_pair = spec.swiglu_pair;
   for (size_t i = 0; i < spec.parts.size(); ++i) {
     const TensorView& view = spec.parts[i];
-    RefPart part{view.dtype, view.shape[0], {}, {}};
+    RefPart part{view.dtype, view.shape[0], {}, {}, {}};
     part.rows.assign(view.data, view.data + view.bytes());
     if (i < spec.biases.size() && spec.biases[i].data != nullptr)
       part.bias = bias_values(spec.biases[i]);
+    if (view.dtype == DType::kF8E4M3) part.scales = scale_values(spec.scales[i]);
     weight->n_ += part.n;
     weight->parts.push_back(std::move(part));
   }
@@ -93,6 +105,19 @@ void run_linear_ref(const LinearArgs& args, platform::ThreadPool& pool) {
       column += part.n;
     }
   });
+}
+
+void linear_row_ref(const LinearWeight& weight, const double* x, double* y) {
+  const auto& ref = static_cast<const RefWeight&>(weight);
+  std::vector<float> w(static_cast<size_t>(ref.k_));
+  for (const RefPart& part : ref.parts) {
+    for (int64_t r = 0; r < part.n; ++r) {
+      part.decode(r, ref.k_, w.data());
+      double sum = part.bias.empty() ? 0 : static_cast<double>(part.bias[static_cast<size_t>(r)]);
+      for (size_t i = 0; i < w.size(); ++i) sum += static_cast<double>(w[i]) * x[i];
+      *y++ = sum;
+    }
+  }
 }
 
 }  // namespace capstan::kernels

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/paged_kv.h"
+#include "kernels/router.h"
 #include "quant/codecs.h"
 
 namespace capstan::kernels::ref {
@@ -119,6 +120,15 @@ void attention(const AttentionArgs& args) {
         for (int e = 0; e < d; ++e) y[e] = static_cast<float>(out[e] / sum);
       }
     }
+  }
+}
+
+void route(const RouteArgs& args) {
+  RouterScratch<double> scratch;
+  const int top_k = args.router->top_k;
+  for (int64_t t = 0; t < args.logits.rows; ++t) {
+    route_row(*args.router, args.logits.row(t), scratch, args.experts + t * top_k,
+              args.weights + t * top_k);
   }
 }
 

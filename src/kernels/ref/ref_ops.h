@@ -31,6 +31,9 @@ void rotate(float* x, const float* cos, const float* sin, int rope_dim, RopeStyl
 /// Encodes n elements; F16 saturates.
 void store_row(DType dtype, const float* src, std::byte* dst, int n);
 
+/// Scores and sums in double.
+void route(const RouteArgs& args);
+
 /// Largest finite F16; keys and values beyond it are stored as this, so that one outlier cannot
 /// turn a whole attention row into NaN.
 inline constexpr float kMaxHalf = 65504.0f;

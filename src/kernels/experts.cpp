@@ -1,0 +1,259 @@
+#include "kernels/experts.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace capstan::kernels {
+
+namespace {
+
+// Rows of one expert that are multiplied together; as in linear_run.cpp, their accumulators stay in
+// L1 beside a decoded piece of weights.
+constexpr int64_t kChunkRows = 256;
+// Bounds the memory of hidden rows: longer batches go in several rounds of tokens.
+constexpr int64_t kHiddenFloats = 16 << 20;
+// What reading and decoding a weight costs, in multiply-adds of it.
+constexpr int64_t kReadCost = 3;
+
+[[noreturn]] void die(const char* what) {
+  std::fprintf(stderr, "experts: %s\n", what);
+  std::abort();
+}
+
+std::byte* grow(AlignedBuffer& buffer, size_t bytes) {
+  if (buffer.bytes() < bytes) buffer = AlignedBuffer(bytes + bytes / 4);
+  return buffer.data();
+}
+
+unsigned forms_of(const LinearKernels& kernels, const PanelWeight& weight) {
+  const Segment& s = weight.segments[0];
+  unsigned forms = 0;
+  for (int p = 0; p < s.panels; ++p)
+    forms |= kernels.x_form(s.dtypes[static_cast<size_t>(p)], weight.quantise_activations);
+  return forms;
+}
+
+/// A thread's memory.
+struct Scratch {
+  AlignedBuffer rows;  // gathered rows of x
+  RoundedRows rounded;
+  AlignedBuffer acc;
+};
+Scratch& thread_scratch() {
+  static thread_local Scratch s;
+  return s;
+}
+
+void check(const ExpertsArgs& args, const PanelWeight& gate_up, const PanelWeight& down) {
+  if (!gate_up.swiglu_pair || gate_up.segments.size() != 1)
+    die("gate_up was not packed as one gate/up pair");
+  if (down.segments.size() != 1 || down.segments[0].panels != 1) die("down has several parts");
+  if (gate_up.k_ != args.x.cols) die("x has another width than the experts");
+  if (down.k_ != gate_up.n_ / 2) die("gate_up and down do not fit each other");
+  if (down.n_ != args.y.cols) die("y has another width than the experts' outputs");
+}
+
+}  // namespace
+
+void RoundedRows::reserve(unsigned forms, int64_t rows, int64_t k) {
+  forms_ = forms;
+  k_ = k;
+  const auto records = static_cast<size_t>(rows * (k / 32));
+  if ((forms & kXInt8) != 0) grow(int8_, records * kXRecord);
+  if ((forms & kXPaired) != 0) grow(paired_, records * kXRecord);
+}
+
+void RoundedRows::round(const LinearKernels& kernels, const float* x, int64_t stride,
+                        int64_t first_row, int rows) {
+  const int64_t record = first_row * (k_ / 32);
+  if ((forms_ & kXInt8) != 0)
+    kernels.quantise_int8(x, stride, k_, rows, int8_.data() + record * kXRecord);
+  if ((forms_ & kXPaired) != 0)
+    kernels.quantise_paired(x, stride, k_, rows, paired_.data() + record * kXRecord);
+}
+
+XChunk RoundedRows::view(const float* x, int64_t stride, int64_t first_row) const {
+  const int64_t record = first_row * (k_ / 32);
+  XChunk chunk{x, stride, nullptr, nullptr};
+  if ((forms_ & kXInt8) != 0) chunk.int8 = int8_.data() + record * kXRecord;
+  if ((forms_ & kXPaired) != 0) chunk.paired = paired_.data() + record * kXRecord;
+  return chunk;
+}
+
+void ExpertsPlan::sort_by_expert(const ExpertsArgs& args) {
+  const auto experts = args.gate_up.size();
+  const int64_t n = args.x.rows * args.top_k;
+  starts_.assign(experts + 1, 0);
+  const auto held = [&](int64_t i) {
+    const int32_t e = args.experts[i];
+    if (e >= static_cast<int64_t>(experts)) die("an expert's number is too large");
+    return e >= 0 && args.gate_up[static_cast<size_t>(e)] != nullptr;
+  };
+  for (int64_t i = 0; i < n; ++i) {
+    if (held(i)) ++starts_[static_cast<size_t>(args.experts[i]) + 1];
+  }
+  for (size_t e = 0; e < experts; ++e) starts_[e + 1] += starts_[e];
+  uses_.resize(static_cast<size_t>(starts_[experts]));
+
+  chosen_.clear();
+  cost_ = 0;
+  for (size_t e = 0; e < experts; ++e) {
+    const int64_t rows = starts_[e + 1] - starts_[e];
+    if (rows == 0) continue;
+    const auto* gate_up = static_cast<const PanelWeight*>(args.gate_up[e]);
+    const auto* down = static_cast<const PanelWeight*>(args.down[e]);
+    if (down == nullptr) die("an expert has gate_up and no down");
+    check(args, *gate_up, *down);
+    const int64_t cost = rows + kReadCost;
+    chosen_.push_back({gate_up, down, starts_[e], rows, cost, cost_});
+    cost_ += cost * gate_up->groups;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (!held(i)) continue;
+    const auto place = static_cast<size_t>(starts_[static_cast<size_t>(args.experts[i])]++);
+    uses_[place] = {static_cast<int32_t>(i / args.top_k), args.weights[i]};
+  }
+}
+
+void ExpertsPlan::gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread,
+                          int threads) {
+  const int64_t low = cost_ * thread / threads, high = cost_ * (thread + 1) / threads;
+  for (const Chosen& c : chosen_) {
+    // A group belongs to the thread in whose piece it begins.
+    const auto groups_before = [&](int64_t cost) {
+      return std::clamp<int64_t>((cost - c.begin + c.cost - 1) / c.cost, 0, c.gate_up->groups);
+    };
+    const int64_t first = low <= c.begin ? 0 : groups_before(low);
+    const int64_t end = high <= c.begin ? 0 : groups_before(high);
+    if (first < end) gate_up_groups(kernels, args, c, first, end);
+  }
+}
+
+void ExpertsPlan::gate_up_groups(const LinearKernels& kernels, const ExpertsArgs& args,
+                                 const Chosen& c, int64_t first_group, int64_t end_group) {
+  Scratch& mine = thread_scratch();
+  const PanelWeight& weight = *c.gate_up;
+  const Segment& s = weight.segments[0];
+  const unsigned forms = forms_of(kernels, weight);
+  const int64_t k = weight.k_;
+  for (int64_t done = 0; done < c.rows; done += kChunkRows) {
+    const int rows = static_cast<int>(std::min(c.rows - done, kChunkRows));
+    const ExpertUse* uses = uses_.data() + c.first + done;
+    const float* x = args.x.row(uses[0].token);
+    int64_t stride = args.x.stride;
+    if (rows > 1) {
+      auto* gathered =
+          reinterpret_cast<float*>(grow(mine.rows, static_cast<size_t>(rows * k) * sizeof(float)));
+      for (int r = 0; r < rows; ++r)
+        std::memcpy(gathered + r * k, args.x.row(uses[r].token), static_cast<size_t>(k) * 4);
+      x = gathered;
+      stride = k;
+    }
+    mine.rounded.reserve(forms, rows, k);
+    for (int r = 0; r < rows; r += kTileRows)
+      mine.rounded.round(kernels, x + r * stride, stride, r, std::min(kTileRows, rows - r));
+    const XChunk chunk = mine.rounded.view(x, stride, 0);
+
+    auto* acc = reinterpret_cast<float*>(
+        grow(mine.acc, static_cast<size_t>(2 * rows * kPanelColumns) * sizeof(float)));
+    float* acc2 = acc + static_cast<ptrdiff_t>(rows) * kPanelColumns;
+    const auto gate_kernel = kernels.panel(s.dtypes[0], weight.quantise_activations);
+    const auto up_kernel = kernels.panel(s.dtypes[1], weight.quantise_activations);
+    for (int64_t g = first_group; g < end_group; ++g) {
+      const std::byte* panel = s.data + static_cast<size_t>(g) * s.group_bytes();
+      gate_kernel(panel, k, chunk, rows, acc);
+      up_kernel(panel + s.panel_bytes[0], k, chunk, rows, acc2);
+      const int64_t column = g * kPanelColumns;
+      const float* bias = s.bias.empty() ? nullptr : s.bias.data() + column;
+      kernels.store_swiglu(acc, acc2, bias,
+                           bias == nullptr ? nullptr : bias + s.groups * kPanelColumns, rows,
+                           static_cast<int>(std::min<int64_t>(kPanelColumns, s.n - column)),
+                           hidden_.as<float>() + (c.first + done) * width_ + column, width_);
+    }
+  }
+}
+
+void ExpertsPlan::round_hidden(const LinearKernels& kernels, int thread, int threads) {
+  int64_t tiles = 0;
+  for (const Chosen& c : chosen_) tiles += (c.rows + kTileRows - 1) / kTileRows;
+  const int64_t low = tiles * thread / threads, high = tiles * (thread + 1) / threads;
+  int64_t tile = 0;
+  for (const Chosen& c : chosen_) {
+    for (int64_t r = 0; r < c.rows; r += kTileRows, ++tile) {
+      if (tile < low || tile >= high) continue;
+      rounded_hidden_.round(kernels, hidden_.as<float>() + (c.first + r) * width_, width_,
+                            c.first + r,
+                            static_cast<int>(std::min<int64_t>(kTileRows, c.rows - r)));
+    }
+  }
+}
+
+void ExpertsPlan::down(const LinearKernels& kernels, const ExpertsArgs& args, int thread,
+                       int threads) const {
+  Scratch& mine = thread_scratch();
+  for (const Chosen& c : chosen_) {
+    const PanelWeight& weight = *c.down;
+    const Segment& s = weight.segments[0];
+    const auto kernel = kernels.panel(s.dtypes[0], weight.quantise_activations);
+    const int64_t first = s.groups * thread / threads, end = s.groups * (thread + 1) / threads;
+    for (int64_t done = 0; done < c.rows; done += kChunkRows) {
+      const int rows = static_cast<int>(std::min(c.rows - done, kChunkRows));
+      const XChunk chunk = rounded_hidden_.view(hidden_.as<float>() + (c.first + done) * width_,
+                                                width_, c.first + done);
+      auto* acc = reinterpret_cast<float*>(
+          grow(mine.acc, static_cast<size_t>(rows * kPanelColumns) * sizeof(float)));
+      for (int64_t g = first; g < end; ++g) {
+        kernel(s.data + static_cast<size_t>(g) * s.group_bytes(), weight.k_, chunk, rows, acc);
+        const int64_t column = g * kPanelColumns;
+        avx2::add_weighted(
+            acc, s.bias.empty() ? nullptr : s.bias.data() + column, uses_.data() + c.first + done,
+            rows, static_cast<int>(std::min<int64_t>(kPanelColumns, s.n - column)), args.y, column);
+      }
+    }
+  }
+}
+
+void ExpertsPlan::run_tokens(const LinearKernels& kernels, const ExpertsArgs& args,
+                             platform::ThreadPool& pool) {
+  sort_by_expert(args);
+  if (chosen_.empty()) return;
+  hidden_forms_ = 0;
+  for (const Chosen& c : chosen_) hidden_forms_ |= forms_of(kernels, *c.down);
+  const auto uses = static_cast<int64_t>(uses_.size());
+  grow(hidden_, static_cast<size_t>(uses * width_) * sizeof(float));
+  rounded_hidden_.reserve(hidden_forms_, uses, width_);
+  const int threads = pool.size();
+  pool.run([&](int thread) {
+    gate_up(kernels, args, thread, threads);
+    pool.barrier();
+    if ((hidden_forms_ & ~unsigned{kXFloat}) != 0) {
+      round_hidden(kernels, thread, threads);
+      pool.barrier();
+    }
+    down(kernels, args, thread, threads);
+  });
+}
+
+void ExpertsPlan::run(const LinearKernels& kernels, const ExpertsArgs& args,
+                      platform::ThreadPool& pool) {
+  if (args.gate_up.size() != args.down.size()) die("gate_up and down differ in experts");
+  if (args.x.rows != args.y.rows) die("x and y differ in rows");
+  const auto held = std::find_if(args.gate_up.begin(), args.gate_up.end(),
+                                 [](const LinearWeight* w) { return w != nullptr; });
+  if (held == args.gate_up.end() || args.top_k <= 0) return;
+  width_ = (*held)->n() / 2;
+  const int64_t tokens = std::max<int64_t>(1, kHiddenFloats / (width_ * args.top_k));
+  for (int64_t t = 0; t < args.x.rows; t += tokens) {
+    ExpertsArgs part = args;
+    part.x.rows = part.y.rows = std::min(tokens, args.x.rows - t);
+    part.x.data = args.x.row(t);
+    part.y.data = args.y.row(t);
+    part.experts += t * args.top_k;
+    part.weights += t * args.top_k;
+    run_tokens(kernels, part, pool);
+  }
+}
+
+}  // namespace capstan::kernels

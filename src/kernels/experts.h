@@ -1,0 +1,87 @@
+// experts() of the CPU backend: which thread multiplies which rows with which experts' weights.
+#pragma once
+
+#include <vector>
+
+#include "kernels/linear_internal.h"
+#include "kernels/ops.h"
+#include "platform/thread_pool.h"
+#include "tensor/tensor.h"
+
+namespace capstan::kernels {
+
+/// One token's use of one expert.
+struct ExpertUse {
+  int32_t token;
+  float weight;
+};
+
+/// Rows of activations rounded to the records that integer kernels read (linear_internal.h).
+class RoundedRows {
+ public:
+  void reserve(unsigned forms, int64_t rows, int64_t k);
+  /// Rounds one tile (<= kTileRows rows of x) to the place of rows first_row...
+  void round(const LinearKernels& kernels, const float* x, int64_t stride, int64_t first_row,
+             int rows);
+  /// Rows from first_row (a tile's first) on, beside their float form.
+  XChunk view(const float* x, int64_t stride, int64_t first_row) const;
+
+ private:
+  unsigned forms_ = 0;
+  int64_t k_ = 0;
+  AlignedBuffer int8_, paired_;
+};
+
+/// Memory and lists are kept between calls, so that a decode step allocates nothing. One call at a
+/// time.
+///
+/// Tokens are sorted by expert. First the gate/up products of all chosen experts, laid end to end
+/// and cut into one contiguous piece of equal cost per thread (so a popular expert is shared, and
+/// each thread gathers the rows of few experts); then, behind one barrier (two if activations are
+/// rounded), the down products, each thread for some columns of y and all experts in ascending
+/// order. No two threads add to the same element, and the order of additions is always the same.
+class ExpertsPlan {
+ public:
+  void run(const LinearKernels& kernels, const ExpertsArgs& args, platform::ThreadPool& pool);
+
+ private:
+  /// An expert that uses_[first, first + rows) want.
+  struct Chosen {
+    const PanelWeight* gate_up;
+    const PanelWeight* down;
+    int64_t first;
+    int64_t rows;
+    int64_t cost;   // of one group of panels of gate_up
+    int64_t begin;  // cost of the experts before
+  };
+
+  void run_tokens(const LinearKernels& kernels, const ExpertsArgs& args,
+                  platform::ThreadPool& pool);
+  void sort_by_expert(const ExpertsArgs& args);
+  void gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread, int threads);
+  void gate_up_groups(const LinearKernels& kernels, const ExpertsArgs& args, const Chosen& chosen,
+                      int64_t first_group, int64_t end_group);
+  void round_hidden(const LinearKernels& kernels, int thread, int threads);
+  void down(const LinearKernels& kernels, const ExpertsArgs& args, int thread, int threads) const;
+
+  std::vector<int64_t> starts_;  // uses of the experts before each
+  std::vector<ExpertUse> uses_;  // by expert, then by token
+  std::vector<Chosen> chosen_;
+  int64_t cost_ = 0;
+  int64_t width_ = 0;          // of hidden rows: silu(gate) * up
+  unsigned hidden_forms_ = 0;  // that the down products read
+  AlignedBuffer hidden_;       // [uses][width]
+  RoundedRows rounded_hidden_;
+};
+
+/// Scalar, in double; for weights of pack_linear_ref.
+void experts_ref(const ExpertsArgs& args);
+
+namespace avx2 {
+/// y.row(uses[r].token)[column + c] += uses[r].weight * (acc[r][c] + bias[c]) for `columns` <= 16
+/// columns; bias may be null.
+void add_weighted(const float* acc, const float* bias, const ExpertUse* uses, int rows, int columns,
+                  const MatrixView& y, int64_t column);
+}  // namespace avx2
+
+}  // namespace capstan::kernels
