@@ -97,6 +97,7 @@ class EngineImpl final : public Engine {
   bool steps_allowed_ = true;  // not paused, as of the last look into the mailbox
   bool stalled_ = false;       // the last plan was empty although requests wait
   double last_check_ = 0;
+  double step_ended_ = 0;
   AlignedBuffer logits_;
   int64_t logits_stride_ = 0;
   std::vector<BatchBuilder::PromptRows> prompt_rows_;

@@ -217,6 +217,10 @@ void EngineImpl::step() {
     facts.generated_tokens += static_cast<int64_t>(live->new_tokens.size());
   }
   facts.seconds = ended - began;
+  LOG_DEBUG("Step {}: {} decode, {} prefill, {:.3f} ms; {:.3f} ms since the last",
+            working_.steps + 1, plan.decode_tokens, plan.prefill_tokens, 1e3 * facts.seconds,
+            1e3 * (began - step_ended_));
+  step_ended_ = ended;
   refresh_scheduler_stats();
   report_.step(facts, ended, working_);
   deliver(plan, finished);

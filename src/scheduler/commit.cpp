@@ -17,7 +17,16 @@ std::vector<Finished> SchedulerImpl::commit(const StepPlan& plan,
     std::erase_if(running_, [](const Sequence* s) { return s->state == RequestState::kFinished; });
     for (const Finished& f : finished) requests_.erase(f.id);
   }
-  step_budget_.observe(plan.prefill_tokens, plan.decode_tokens, now - plan_time_);
+  StepWork work;
+  for (const PlanItem& item : plan.items) {
+    if (item.is_decode) {
+      ++work.decode_rows;
+      work.decode_context += item.start + 1;
+    } else {
+      work.add_prefill(item.start, item.count);
+    }
+  }
+  step_budget_.observe(work, now - plan_time_);
   if (plan.decode_tokens > 0) ratio_.decode_step();
   return finished;
 }

@@ -123,17 +123,17 @@ int SchedulerImpl::reserved_pages() {
 
 void SchedulerImpl::schedule_prefill(StepPlan& plan) {
   prefilling_.clear();
-  bool decodes = false;
+  StepWork decodes;
   for (Sequence* sequence : running_) {
     sequence->chunk = 0;
     if (sequence->state == RequestState::kPrefill) {
       prefilling_.push_back(sequence);
     } else {
-      decodes = true;
+      ++decodes.decode_rows;
+      decodes.decode_context += sequence->length();
     }
   }
-  budget_ = step_budget_.prefill_tokens(decodes);
-  prefill_planned_ = 0;
+  step_budget_.begin(decodes, joining());
   reserved_ = -1;
   // After a retraction memory is short: nobody new this time.
   bool open = plan.retracted == 0 && !queue_.empty();
@@ -148,34 +148,37 @@ void SchedulerImpl::schedule_prefill(StepPlan& plan) {
                      [](const Sequence* a, const Sequence* b) { return a->rank < b->rank; });
   }
   const size_t under_way = prefilling_.size();
-  for (size_t i = 0; i < under_way && budget_ > 0; ++i) {
+  for (size_t i = 0; i < under_way && !step_budget_.spent(); ++i) {
     Sequence* sequence = prefilling_[i];
-    while (open && config_.enable_priority && budget_ > 0) {
+    while (open && config_.enable_priority && !step_budget_.spent()) {
       Sequence* waiting = queue_.next();
       if (waiting == nullptr || waiting->rank >= sequence->rank) break;
       open = try_admit(*waiting, plan);
     }
     if (sequence->state == RequestState::kPrefill) give_chunk(*sequence);
   }
-  while (open && budget_ > 0) {
+  while (open && !step_budget_.spent()) {
     Sequence* waiting = queue_.next();
     if (waiting == nullptr) break;
     open = try_admit(*waiting, plan);
   }
 }
 
-// How many of `remaining` prefill tokens go into this step; 0 if the budget is used up. Cuts lie
-// on page borders, so that a chunk leaves whole pages to the cache.
-int SchedulerImpl::cut(int remaining) const {
-  if (remaining <= budget_) return remaining;
-  if (step_budget_.whole_prompts()) return prefill_planned_ == 0 ? remaining : 0;
-  return budget_ / config_.page_size * config_.page_size;
+// How many of those who do not decode yet will once the step's prefills and admissions are through:
+// as many as there is room for, if each needs what a running request holds on average.
+int SchedulerImpl::joining() const {
+  const int running = static_cast<int>(running_.size());
+  if (running == 0) return 0;
+  const auto prefilling = static_cast<int>(prefilling_.size());
+  const int waiting = static_cast<int>(requests_.size()) - running;
+  const int slots = std::max(config_.max_running_requests - running, 0);
+  const int held = std::max((config_.num_pages - available_pages()) / running, 1);
+  return prefilling + std::min({waiting, slots, available_pages() / held});
 }
 
 void SchedulerImpl::give_chunk(Sequence& sequence) {
-  sequence.chunk = cut(sequence.length() - sequence.computed);
-  budget_ -= sequence.chunk;
-  prefill_planned_ += sequence.chunk;
+  sequence.chunk = step_budget_.fits(sequence.computed, sequence.length() - sequence.computed);
+  step_budget_.take(sequence.computed, sequence.chunk);
 }
 
 // A running request that is about to compute prefix pages which `sequence` lacks; null if none
@@ -284,7 +287,8 @@ bool SchedulerImpl::try_admit(Sequence& sequence, StepPlan& plan) {
     park(sequence, *leader, shared, false);
     return true;
   }
-  if (cut(sequence.length() - match.pages * config_.page_size) == 0) return false;
+  const int cached = match.pages * config_.page_size;
+  if (step_budget_.fits(cached, sequence.length() - cached) == 0) return false;
   const int needed = pages_for(sequence.length()) - match.pages;
   const int future = future_pages(sequence, 1.0);
   if (!fits(needed, future, match.unlocked_pages, 0, 0, 0) &&

@@ -296,7 +296,7 @@ SchedulerStats SchedulerImpl::stats() const {
   stats.used_tokens = stats.total_tokens - stats.free_tokens - stats.evictable_tokens;
   stats.evicted_tokens = tree_.stats().evicted_pages * static_cast<uint64_t>(page);
   stats.new_token_ratio = ratio_.value();
-  stats.mixed_prefill_tokens = step_budget_.prefill_tokens(true);
+  stats.mixed_prefill_tokens = step_budget_.mixed_tokens();
   return stats;
 }
 

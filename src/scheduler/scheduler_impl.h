@@ -70,7 +70,7 @@ class SchedulerImpl final : public Scheduler {
   bool preempt_for(const Sequence& sequence, int needed, int future,
                    const cache::RadixTree::Match& match, StepPlan& plan);
   Sequence* worth_waiting_for(const Sequence& sequence, int matched, int& shared) const;
-  int cut(int remaining) const;
+  int joining() const;
   void give_chunk(Sequence& sequence);
   void build_items(StepPlan& plan);
   int reserved_pages();
@@ -100,9 +100,7 @@ class SchedulerImpl final : public Scheduler {
 
   // Within one plan().
   std::vector<Sequence*> prefilling_;
-  int budget_ = 0;           // prefill tokens left
-  int prefill_planned_ = 0;  // prefill tokens given out
-  int reserved_ = -1;        // pages that running requests are assumed to ask for yet; -1: unknown
+  int reserved_ = -1;  // pages that running requests are assumed to ask for yet; -1: unknown
 };
 
 }  // namespace capstan::scheduler

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <string>
 #include <utility>
 
@@ -56,7 +57,7 @@ class Simulation {
     }
     sampled_.assign(plan.items.size(), {});
     for (size_t i = 0; i < plan.items.size(); ++i) begin_item(plan.items[i], sampled_[i]);
-    const double seconds = cost_.seconds(plan);
+    const double seconds = cost_.seconds(plan) * (1 + cost_.jitter * noise());
     now_ += seconds;
     result_.busy += seconds;
     result_.computed_prefill_tokens += plan.prefill_tokens;
@@ -123,6 +124,10 @@ class Simulation {
     result_.retractions = scheduler_->stats().retractions;
   }
 
+  /// In [-1, 1).
+  double noise() { return static_cast<double>(random_() >> 11) * 0x1.0p-52 - 1; }
+
+  std::mt19937_64 random_;
   std::unique_ptr<Scheduler> scheduler_;
   CostModel cost_;
   std::span<const Arrival> trace_;
@@ -193,6 +198,11 @@ Result<SimulationResult> simulate(const SchedulerConfig& config, const CostModel
                                   ": must not be negative",
                               "cost");
     }
+  }
+  if (!(cost.jitter >= 0 && cost.jitter < 1)) {
+    return invalid_argument(
+        "the jitter of the cost model is " + std::to_string(cost.jitter) + ": must be in [0, 1)",
+        "cost");
   }
   if (cost.step + std::min(cost.prefill_token, cost.decode_token) <= 0) {
     return invalid_argument("the cost model has steps that take no time: set step", "cost");

@@ -15,6 +15,7 @@ namespace capstan::scheduler {
 ///   step + prefill_token * prefill + decode_token * decode
 ///        + context_token * (sum of contexts read by decode rows)
 ///        + attention_pair * (sum over prefill rows of the context each of them reads).
+/// and of that up to `jitter` more or less, at random, but the same in every run.
 /// Fit the coefficients to measured steps of the machine in question; all >= 0, not all 0.
 struct CostModel {
   double step = 0;           // weights read once, launches, host
@@ -22,6 +23,7 @@ struct CostModel {
   double decode_token = 0;   // arithmetic of one decoded token
   double context_token = 0;  // reading the KV of one position
   double attention_pair = 0;
+  double jitter = 0;  // share, below 1
 
   double seconds(const StepPlan& plan) const;
 };

@@ -4,18 +4,6 @@
 #include <limits>
 
 namespace capstan::scheduler {
-namespace {
-
-void blend(double& average, double sample, double weight, double max_outlier) {
-  if (average <= 0) {
-    average = sample;
-  } else {
-    average += weight * (std::min(sample, max_outlier * average) - average);
-  }
-}
-
-}  // namespace
-
 StepBudget::StepBudget(const SchedulerConfig& config)
     : page_size_(config.page_size),
       fixed_(config.mixed_prefill_tokens),
@@ -24,6 +12,7 @@ StepBudget::StepBudget(const SchedulerConfig& config)
   most_ = std::max(config.max_prefill_tokens, config.context_length);
   if (!whole_prompts_) most_ = std::min(most_, config.chunked_prefill_size);
   most_ = round(most_);
+  mixed_tokens_ = mixed_limit({}, 0);
 }
 
 int StepBudget::round(double tokens) const {
@@ -31,27 +20,65 @@ int StepBudget::round(double tokens) const {
   return std::max(static_cast<int>(capped) / page_size_, 1) * page_size_;
 }
 
-int StepBudget::prefill_tokens(bool decodes) const {
-  if (!decodes || whole_prompts_ || fixed_ < 0) return most_;
+int StepBudget::mixed_limit(const StepWork& decodes, int joining) {
+  if (whole_prompts_ || fixed_ < 0) return most_;
   if (fixed_ > 0) return std::min(most_, round(fixed_));
-  const double token_seconds =
-      mixed_token_seconds_ > 0 ? mixed_token_seconds_ : pure_token_seconds_;
-  if (decode_seconds_ <= 0 || token_seconds <= 0) return std::min(most_, round(kFirstGuess));
-  const double tokens = (ratio_ - 1) * decode_seconds_ / token_seconds;
-  return std::min(most_, round(std::max<double>(tokens, kSmallest)));
+  if (!cost_.known()) {
+    return std::min(most_, round(cost_.anything_known() ? kSecondGuess : kFirstGuess));
+  }
+  const double alone = cost_.seconds(decodes);
+  if (mixed_since_probe_ >= kStepsBetweenProbes && cost_.uncertainty(decodes) > kSure * alone) {
+    return 0;
+  }
+  StepWork joined = decodes;
+  joined.decode_rows += joining;
+  joined.decode_context *= joined.decode_rows / decodes.decode_rows;
+  timed_ = true;
+  seconds_left_ = std::max(ratio_ * alone, cost_.seconds(joined)) - alone;
+  return std::min(most_, std::max(kCautious, 2 * last_mixed_));
 }
 
-void StepBudget::observe(int prefill_tokens, int decode_tokens, double seconds) {
-  if (!(seconds > 0)) return;
-  if (prefill_tokens == 0) {
-    if (decode_tokens > 0) blend(decode_seconds_, seconds, kWeight, kMaxOutlier);
-  } else if (decode_tokens == 0) {
-    blend(pure_token_seconds_, seconds / prefill_tokens, kWeight, kMaxOutlier);
-  } else if (decode_seconds_ > 0) {
-    // A step shorter than the average decode step says only that a token costs little.
-    const double added = std::max(seconds - decode_seconds_, 0.1 * seconds);
-    blend(mixed_token_seconds_, added / prefill_tokens, kWeight, kMaxOutlier);
+void StepBudget::begin(const StepWork& decodes, int joining) {
+  used_ = 0;
+  timed_ = false;
+  if (decodes.decode_rows <= 0) {
+    tokens_left_ = most_;
+    return;
   }
+  tokens_left_ = mixed_limit(decodes, joining);
+  if (tokens_left_ > 0) mixed_tokens_ = fits(0, most_);
+}
+
+int StepBudget::fits(int start, int remaining) const {
+  if (whole_prompts_) return used_ == 0 || remaining <= tokens_left_ ? remaining : 0;
+  int count = std::min(remaining, tokens_left_);
+  if (count <= 0) return 0;
+  if (timed_) {
+    count = cost_.tokens_within(seconds_left_, start, count);
+    if (used_ == 0) count = std::max(count, 1);
+    if (used_ > 0 && count < std::min(remaining, kCrumb)) return 0;
+  }
+  if (count == remaining) return count;
+  const int aligned = (start + count) / page_size_ * page_size_ - start;
+  return timed_ && aligned < count - count / 8 ? count : std::max(aligned, 0);
+}
+
+void StepBudget::take(int start, int count) {
+  used_ += count;
+  tokens_left_ -= count;
+  if (timed_) seconds_left_ -= cost_.prefill_seconds(start, count);
+}
+
+bool StepBudget::spent() const {
+  return tokens_left_ <= 0 || (timed_ && used_ > 0 && seconds_left_ <= 0);
+}
+
+void StepBudget::observe(const StepWork& work, double seconds) {
+  cost_.observe(work, seconds);
+  if (work.decode_rows <= 0) return;
+  const bool mixed = work.prefill_tokens > 0;
+  mixed_since_probe_ = mixed ? mixed_since_probe_ + 1 : 0;
+  if (mixed) last_mixed_ = static_cast<int>(work.prefill_tokens);
 }
 
 NewTokenRatio::NewTokenRatio(double conservativeness)

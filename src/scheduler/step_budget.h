@@ -3,47 +3,78 @@
 #pragma once
 
 #include "scheduler/scheduler.h"
+#include "scheduler/step_cost.h"
 
 namespace capstan::scheduler {
 
-/// Prefill tokens of a step.
+/// Prefill tokens of a step: filled item by item between begin() and observe().
 ///
 /// Without decodes: min(chunked_prefill_size, max(max_prefill_tokens, context_length)).
-/// With decodes, every stream waits for the whole step, so the bound is lower: a fixed
-/// mixed_prefill_tokens, or measured as
 ///
-///   (mixed_step_ratio - 1) * D / P,
+/// With decodes every stream waits for the whole step, so the bound is lower: a fixed
+/// mixed_prefill_tokens, or measured such that the step lasts as StepCost expects no longer than
 ///
-/// D = seconds of a step that only decodes, P = seconds that a prefill token adds to a step, both
-/// moving averages over the steps committed. Until both are known it is kFirstGuess, and never less
-/// than kSmallest. All figures are rounded down to whole pages.
+///   max(mixed_step_ratio * D, J),
+///
+/// D = seconds of the step without prefill tokens, J = seconds of a step that only decodes once all
+/// who wait and may soon run do: streams are about to be that slow in any case, so the sooner the
+/// better.
+///
+/// Who prefills does not starve: of a mixed step at least (mixed_step_ratio - 1) / mixed_step_ratio
+/// goes to prefill (of the expected time; the first in line gets a token even where that costs
+/// more), and at most one step in kStepsBetweenProbes + 1 goes without, to measure D again, which
+/// mixed steps alone cannot tell from the rest. With the default ratio a prompt beside streams
+/// takes about twice the time that its chunks take alone.
+///
+/// Chunks end on page borders where that costs no more than an eighth of them.
 class StepBudget {
  public:
   explicit StepBudget(const SchedulerConfig& config);
 
-  int prefill_tokens(bool decodes) const;
+  /// A step with these decode rows. `joining`: requests that will decode soon too.
+  void begin(const StepWork& decodes, int joining);
+  /// How many of `remaining` prompt tokens from `start` on still fit; 0: none.
+  int fits(int start, int remaining) const;
+  void take(int start, int count);
+  bool spent() const;
   /// A step was run. `seconds` <= 0 teaches nothing.
-  void observe(int prefill_tokens, int decode_tokens, double seconds);
+  void observe(const StepWork& work, double seconds);
+
   bool whole_prompts() const { return whole_prompts_; }
+  /// What the last step with decodes had for a new prompt; before any, the first guess.
+  int mixed_tokens() const { return mixed_tokens_; }
 
  private:
-  // A step of this size lasts below 100 ms on two laptop cores with a 135M model.
+  // Before any step was timed: 60 ms of prefill on two laptop cores with a 135M model.
   static constexpr int kFirstGuess = 64;
-  // Matrix kernels need about this many rows to be bound by arithmetic instead of memory.
-  static constexpr int kSmallest = 16;
-  static constexpr double kWeight = 0.2;      // of the newest sample
-  static constexpr double kMaxOutlier = 4.0;  // a sample counts at most as this times the average
+  // Of decodes and prefill only one was seen, usually since the first streams just begin.
+  static constexpr int kSecondGuess = 16;
+  // A mixed step has at most twice the tokens of the one before, or this many: the model is linear,
+  // and steps that are bound by memory at first are not.
+  static constexpr int kCautious = 16;
+  static constexpr int kStepsBetweenProbes = 15;
+  static constexpr double kSure = 0.1;  // relative uncertainty of D that needs no probe
+  // Smaller pieces of a prompt than this are not worth an item in a step that has others.
+  static constexpr int kCrumb = 4;
 
   int round(double tokens) const;
+  int mixed_limit(const StepWork& decodes, int joining);
 
   int page_size_;
   int most_;
   int fixed_;
   double ratio_;
   bool whole_prompts_;
-  double decode_seconds_ = 0;
-  double pure_token_seconds_ = 0;   // from steps without decodes; used until mixed steps were seen
-  double mixed_token_seconds_ = 0;  // from steps with decodes: small chunks cost more per token
+  StepCost cost_;
+  int last_mixed_ = 0;         // prefill tokens of the last mixed step
+  int mixed_since_probe_ = 0;  // mixed steps since one that only decoded
+  int mixed_tokens_;
+
+  // The step being planned.
+  bool timed_ = false;
+  int used_ = 0;
+  int tokens_left_ = 0;
+  double seconds_left_ = 0;
 };
 
 /// Share of max_new_tokens that running requests are assumed to write. Starts at
