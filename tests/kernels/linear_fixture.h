@@ -274,7 +274,7 @@ inline double cosdiff(const std::vector<float>& x, const std::vector<double>& y)
 /// single output (n = m = 1) may be a near-zero sum, so the measure there is against the size of
 /// the terms.
 inline void expect_close(DType dtype, Isa isa, const std::vector<float>& x,
-                         const std::vector<double>& y, int64_t k) {
+                         const std::vector<double>& y, int64_t k = 0) {
   ASSERT_EQ(x.size(), y.size());
   if (isa == Isa::kRef || !is_block_quantised(dtype)) {
     if (y.size() >= 16) {
