@@ -14,7 +14,8 @@ const dialog = $("settings");
 const fields = dialog.querySelector("form").elements;
 
 let settings = load("settings", {});
-let conversation = load("conversation", []); // [{role, content, reasoning?, figures?, error?}]
+// [{role, content, reasoning?, thinkingSeconds?, thinkingOpen?, figures?, error?}]
+let conversation = load("conversation", []);
 let model = "";
 let running = null; // AbortController of the answer in progress
 
@@ -75,6 +76,9 @@ function drawMessage(message, index) {
   node.classList.add(message.role);
   node.querySelector(".who").textContent = message.role === "user" ? "You" : model || "Assistant";
   const body = node.querySelector(".body");
+  const thinking = node.querySelector(".thinking");
+  thinking.open = message.thinkingOpen === true;
+  thinking.addEventListener("toggle", () => { message.thinkingOpen = thinking.open; });
   if (message.role === "user") body.textContent = message.content;
   else updateAssistant(node, message);
   if (message.error) {
@@ -94,20 +98,33 @@ function drawMessage(message, index) {
   return node;
 }
 
-function updateAssistant(node, message) {
+/// While it lasts `since` is when the thinking began; afterwards the message knows how long it took.
+function updateThinking(node, message, since) {
+  if (!message.reasoning) return;
   const thinking = node.querySelector(".thinking");
-  if (message.reasoning) {
-    thinking.hidden = false;
-    node.querySelector(".thoughts").textContent = message.reasoning;
-    thinking.querySelector("summary").textContent = message.thinkingSeconds === undefined
-      ? "Thinking…" : `Thought for ${message.thinkingSeconds.toFixed(1)} s`;
-  }
+  thinking.hidden = false;
+  const seconds = message.thinkingSeconds;
+  const text = seconds === undefined ? `Thinking… ${Math.floor((performance.now() - since) / 1000)} s`
+    : `Thought for ${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  const summary = thinking.querySelector("summary");
+  if (summary.textContent !== text) summary.textContent = text;
+  // Only what is new is added, so that reading and selecting go on undisturbed.
+  const thoughts = node.querySelector(".thoughts");
+  const shown = thoughts.textContent.length;
+  if (shown < message.reasoning.length) thoughts.append(message.reasoning.slice(shown));
+}
+
+function updateAssistant(node, message, thinkingSince = performance.now()) {
+  updateThinking(node, message, thinkingSince);
   const body = node.querySelector(".body");
   renderMarkdown(body, message.content);
   node.querySelector(".figures").textContent = message.figures ?? "";
 }
 
 function draw() {
+  // The messages are made anew; whoever has just opened a thought by key stays there.
+  const summaries = () => [...log.querySelectorAll(".thinking summary")];
+  const focused = summaries().indexOf(document.activeElement);
   $("welcome").hidden = conversation.length > 0;
   for (const node of log.querySelectorAll(".message")) node.remove();
   conversation.forEach((message, index) => {
@@ -115,6 +132,7 @@ function draw() {
     decorateCode(node);
     log.append(node);
   });
+  if (focused >= 0) summaries()[focused]?.focus({ preventScroll: true });
   log.scrollTop = log.scrollHeight;
 }
 
@@ -177,9 +195,16 @@ async function answer() {
   let first = 0, last = 0, tokens = 0, usage = null, finish = null;
   const view = throttle(() => {
     const follow = atBottom();
-    updateAssistant(node, message);
+    updateAssistant(node, message, first);
     if (follow) log.scrollTop = log.scrollHeight;
   });
+  const thought = () => {
+    if (message.reasoning && message.thinkingSeconds === undefined) message.thinkingSeconds = (last - first) / 1000;
+  };
+  // A model may pause between thoughts; the seconds go on.
+  const clock = setInterval(() => {
+    if (message.thinkingSeconds === undefined) updateThinking(node, message, first);
+  }, 250);
   try {
     const response = await fetch("v1/chat/completions", {
       method: "POST", signal: controller.signal,
@@ -192,21 +217,20 @@ async function answer() {
       const choice = event.choices[0];
       if (!choice) continue;
       finish = choice.finish_reason ?? finish;
-      const { content, reasoning_content: thought } = choice.delta;
-      if (!content && !thought) continue;
+      const { content, reasoning_content: reasoning } = choice.delta;
+      if (!content && !reasoning) continue;
       last = performance.now();
       first ||= last;
       tokens += 1;
-      if (thought) message.reasoning += thought;
+      if (reasoning) message.reasoning += reasoning;
       if (content) {
-        if (message.reasoning && message.thinkingSeconds === undefined) message.thinkingSeconds = (last - first) / 1000;
+        thought();
         message.content += content;
       }
       node.classList.replace("waiting", "streaming");
       message.figures = figuresOf(start, first, last, null, tokens);
       view.request();
     }
-    if (message.reasoning && message.thinkingSeconds === undefined) message.thinkingSeconds = (last - first) / 1000;
     message.figures = figuresOf(start, first, last, usage, tokens);
     if (finish === "length") message.figures += " · cut at the token limit";
     if (finish === "abort") message.error = "The server ended this answer.";
@@ -214,6 +238,8 @@ async function answer() {
     if (error.name === "AbortError") message.figures = `${figuresOf(start, first, last, null, tokens)} · stopped`;
     else message.error = error instanceof TypeError ? `Connection lost: ${error.message}` : error.message;
   } finally {
+    clearInterval(clock);
+    thought();
     setRunning(null);
     view.flush();
     save("conversation", conversation);

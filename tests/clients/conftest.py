@@ -5,12 +5,15 @@ import pathlib
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 
 import httpx
 import openai
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 BINARY = os.environ.get("CAPSTAN_BINARY", "")
 MODEL = os.environ.get("CAPSTAN_MODEL", "")
@@ -36,11 +39,11 @@ def free_port():
 class Server:
     """One `capstan serve` process."""
 
-    def __init__(self, *flags, wait=True, port=None):
+    def __init__(self, *flags, wait=True, port=None, model=MODEL):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = tempfile.NamedTemporaryFile("w+", suffix=".log")
-        argv = [BINARY, "serve", "--model-path", MODEL, "--host", "127.0.0.1", "--port", str(self.port),
+        argv = [BINARY, "serve", "--model-path", str(model), "--host", "127.0.0.1", "--port", str(self.port),
                 "--served-model-name", NAME, "--context-length", str(CONTEXT), *flags]
         self.process = subprocess.Popen(argv, stdout=self.log_file, stderr=subprocess.STDOUT)
         if wait:

@@ -4,11 +4,13 @@ CAPSTAN_BINARY names the program (default build/release/capstan); the default mo
 (`make model`).
 """
 
+import contextlib
 import os
 import pathlib
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -18,6 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 BINARY = pathlib.Path(os.environ.get("CAPSTAN_BINARY", ROOT / "build/release/capstan"))
 
 
@@ -27,13 +30,13 @@ def free_port():
         return s.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def server():
-    """Base URL of a server with the default model."""
+@contextlib.contextmanager
+def serving(*flags):
+    """Base URL of a server with these flags."""
     port = free_port()
     log = tempfile.NamedTemporaryFile("w+", suffix=".log")
     process = subprocess.Popen([BINARY, "serve", "--port", str(port), "--enable-metrics", "--enable-cache-report",
-                                "--context-length", "2048"], stdout=log, stderr=subprocess.STDOUT)
+                                "--context-length", "2048", *flags], stdout=log, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120
@@ -52,6 +55,23 @@ def server():
 
 
 @pytest.fixture(scope="session")
+def server():
+    """Base URL of a server with the default model."""
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory):
+    """Base URL of a server whose model thinks before it answers."""
+    import scripted_model
+
+    model = scripted_model.write(tmp_path_factory.mktemp("scripted"))
+    with serving("--model-path", str(model), "--reasoning-parser", "deepseek-r1") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
@@ -65,14 +85,23 @@ def chromium(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture
-def page(server, chromium):
-    """The page, fresh: nothing remembered from an earlier test."""
-    chromium.get(server + "/")
+def fresh(url, chromium):
+    """The page, nothing remembered from an earlier test."""
+    chromium.get(url + "/")
     chromium.execute_script("localStorage.clear()")
     chromium.get_log("browser")
-    chromium.get(server + "/")
+    chromium.get(url + "/")
     yield chromium
     severe = [entry for entry in chromium.get_log("browser")
               if entry["level"] == "SEVERE" and not re.search(r"status of (400|401)", entry["message"])]
     assert severe == [], "errors in the browser's console"
+
+
+@pytest.fixture
+def page(server, chromium):
+    yield from fresh(server, chromium)
+
+
+@pytest.fixture
+def thinking_page(thinker, chromium):
+    yield from fresh(thinker, chromium)
