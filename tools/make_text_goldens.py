@@ -119,6 +119,21 @@ DEEPSEEK_TOKENS = [("<\uff5cbegin\u2581of\u2581sentence\uff5c>", True),
                    ("<\uff5cend\u2581of\u2581sentence\uff5c>", True),
                    ("<\uff5cUser\uff5c>", False), ("<\uff5cAssistant\uff5c>", False),
                    ("<think>", False), ("</think>", False)]
+# DeepSeek-V3 and R1: three tokens before the vocabulary, the others after it. The 14 tokens of turns,
+# infilling and tools and the two of thinking are not special: a client that skips special tokens sees them.
+R1_FIRST = [("<\uff5cbegin\u2581of\u2581sentence\uff5c>", True), ("<\uff5cend\u2581of\u2581sentence\uff5c>", True),
+            ("<\uff5c\u2581pad\u2581\uff5c>", True)]
+R1_TOKENS = R1_FIRST + [(f"<\uff5cplace\u2581holder\u2581no\u2581{n}\uff5c>", True) for n in range(4)] + [
+    ("<think>", False), ("</think>", False), ("<\uff5cfim\u2581hole\uff5c>", False),
+    ("<\uff5cfim\u2581begin\uff5c>", False), ("<\uff5cfim\u2581end\uff5c>", False), ("<\uff5cUser\uff5c>", False),
+    ("<\uff5cAssistant\uff5c>", False), ("<|EOT|>", True)] + [
+    (f"<\uff5ctool\u2581{what}\uff5c>", False) for what in (
+        "calls\u2581begin", "calls\u2581end", "call\u2581begin", "call\u2581end", "outputs\u2581begin",
+        "outputs\u2581end", "output\u2581begin", "output\u2581end", "sep")]
+# R1-Distill-Qwen: all of them after the vocabulary, in this order.
+R1_QWEN_TOKENS = [("<\uff5cend\u2581of\u2581sentence\uff5c>", True), ("<\uff5cUser\uff5c>", False),
+                  ("<\uff5cAssistant\uff5c>", False), ("<\uff5cbegin\u2581of\u2581sentence\uff5c>", True),
+                  ("<|EOT|>", False), ("<think>", False), ("</think>", False)]
 CHATML_TOKENS = [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True),
                  ("<think>", False), ("</think>", False)]
 
@@ -134,13 +149,17 @@ FAMILIES = {
         split(r"\p{N}{1,3}"), split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
         split(r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
               r"""| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""), byte_level()],
-        False, False, DEEPSEEK_TOKENS, 0, 1, True),
+        False, False, R1_TOKENS, 0, 1, True),
     "deepseek_llm": ("deepseek-llm", [
         split("[\r\n]"), split(r"\s?[" + cased_class() + "]+"),
         split("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"), split(r"\s+$"),
         split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"), digits(), byte_level()],
         False, False, DEEPSEEK_TOKENS, 0, 1, True),
+    "r1_distill_qwen": ("deepseek-r1-qwen", [split(CONTRACTIONS + r"\p{N}" + TAIL), byte_level()],
+                        True, False, R1_QWEN_TOKENS, 3, 0, True),
 }
+# Families whose directory has a template of tests/testdata/text/templates, as published models have it.
+TEMPLATES = {"deepseek_v3": "r1", "r1_distill_qwen": "r1_distill_shipped"}
 
 
 def write(name, value, indent=None):
@@ -163,7 +182,9 @@ def train(steps, nfc, ignore_merges, added, texts):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
+    first = [AddedToken(content, normalized=False, special=True) for content, _ in added if (content, True) in R1_FIRST]
     trainer = trainers.BpeTrainer(vocab_size=620, show_progress=False, min_frequency=2,
+                                  special_tokens=first if added is R1_TOKENS else [],
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.train_from_iterator(texts, trainer)
     add_tokens(tokenizer, added)
@@ -211,7 +232,11 @@ def make_tokenizers(texts):
             "add_bos_token": add_bos, "bos_token": {
                 "__type": "AddedToken", "content": added[bos][0], "lstrip": False, "normalized": False,
                 "rstrip": False, "single_word": False, "special": True},
-            "eos_token": added[eos][0], "model_max_length": 16384}, indent=1)
+            "eos_token": added[eos][0], "model_max_length": 16384,
+            # DeepSeek's files name this class, though the tokenizer is no SentencePiece one.
+            **({"tokenizer_class": "LlamaTokenizerFast"} if added in (R1_TOKENS, R1_QWEN_TOKENS) else {}),
+            **({"chat_template": (OUT / "templates" / f"{TEMPLATES[name]}.jinja").read_text(encoding="utf-8")}
+               if name in TEMPLATES else {})}, indent=1)
         # What transformers makes of the directory, BOS included.
         from transformers import PreTrainedTokenizerFast
         fast = PreTrainedTokenizerFast.from_pretrained(str(OUT / folder), add_bos_token=add_bos)

@@ -94,7 +94,8 @@ Result<json::value> read_content(const json::object& message, std::string_view r
   return json::value(std::move(parts));
 }
 
-Result<json::array> read_tool_calls(const json::value& value, const std::string& path) {
+Result<json::array> read_tool_calls(const json::value& value, bool string_arguments,
+                                    const std::string& path) {
   if (!value.is_array()) return wrong(path, "expected a list, got " + describe(value) + ".");
   json::array calls;
   for (size_t i = 0; i < value.get_array().size(); ++i) {
@@ -114,10 +115,12 @@ Result<json::array> read_tool_calls(const json::value& value, const std::string&
       if (arguments->is_string()) {
         json::error_code ec;
         json::value parsed = json::parse(view(arguments->get_string()), ec);
-        if (!ec && parsed.is_object()) *arguments = std::move(parsed);
+        if (!string_arguments && !ec && parsed.is_object()) *arguments = std::move(parsed);
       } else if (!arguments->is_object() && !arguments->is_null()) {
         return wrong(where + ".function.arguments",
                      "expected JSON text or an object, got " + describe(*arguments) + ".");
+      } else if (string_arguments) {
+        *arguments = json::string(arguments->is_null() ? "{}" : json::serialize(*arguments));
       }
     }
     if (!copy.contains("type")) copy["type"] = "function";
@@ -126,7 +129,7 @@ Result<json::array> read_tool_calls(const json::value& value, const std::string&
   return calls;
 }
 
-Result<json::object> read_message(const json::value& value, bool as_parts,
+Result<json::object> read_message(const json::value& value, const text::MessageForms& forms,
                                   const std::string& path) {
   const json::object* message = value.if_object();
   if (message == nullptr) {
@@ -135,7 +138,7 @@ Result<json::object> read_message(const json::value& value, bool as_parts,
   CAPSTAN_ASSIGN(const std::string role, read_role(*message, path));
   json::object out;
   out["role"] = json::string(role);
-  CAPSTAN_ASSIGN(out["content"], read_content(*message, role, as_parts, path));
+  CAPSTAN_ASSIGN(out["content"], read_content(*message, role, forms.content_parts, path));
   for (const char* key : {"name", "tool_call_id", "reasoning_content"}) {
     const json::value* text = message->if_contains(key);
     if (text == nullptr || text->is_null()) continue;
@@ -146,8 +149,12 @@ Result<json::object> read_message(const json::value& value, bool as_parts,
   }
   if (const json::value* calls = message->if_contains("tool_calls");
       calls != nullptr && !calls->is_null()) {
-    CAPSTAN_ASSIGN(json::array list, read_tool_calls(*calls, path + ".tool_calls"));
-    if (!list.empty()) out["tool_calls"] = std::move(list);
+    CAPSTAN_ASSIGN(json::array list,
+                   read_tool_calls(*calls, forms.string_arguments, path + ".tool_calls"));
+    if (!list.empty()) {
+      out["tool_calls"] = std::move(list);
+      if (forms.null_content && content_text(out).empty()) out["content"] = nullptr;
+    }
   }
   return out;
 }
@@ -181,7 +188,7 @@ void read_reasoning(Fields& fields, json::object* context) {
 
 }  // namespace
 
-Result<json::array> read_messages(const json::value* value, bool as_parts) {
+Result<json::array> read_messages(const json::value* value, const text::MessageForms& forms) {
   if (value == nullptr) return invalid_argument("messages: is required.", "messages");
   if (!value->is_array()) {
     return invalid_argument("messages: expected a list, got " + describe(*value) + ".", "messages");
@@ -191,7 +198,7 @@ Result<json::array> read_messages(const json::value* value, bool as_parts) {
   }
   json::array messages;
   for (size_t i = 0; i < value->get_array().size(); ++i) {
-    CAPSTAN_ASSIGN(json::object message, read_message(value->get_array()[i], as_parts,
+    CAPSTAN_ASSIGN(json::object message, read_message(value->get_array()[i], forms,
                                                       "messages[" + std::to_string(i) + "]"));
     messages.push_back(std::move(message));
   }
@@ -200,6 +207,7 @@ Result<json::array> read_messages(const json::value* value, bool as_parts) {
 
 std::string content_text(const json::object& message) {
   const json::value& content = message.at("content");
+  if (content.is_null()) return {};
   if (content.is_string()) return std::string(view(content.get_string()));
   std::string text;
   for (const json::value& part : content.get_array()) {
@@ -216,7 +224,7 @@ Result<RenderedChat> render_chat(const AppState& app, Fields& fields) {
         "messages");
   }
   CAPSTAN_ASSIGN(json::array messages,
-                 read_messages(fields.find("messages"), app.chat_template->wants_content_parts()));
+                 read_messages(fields.find("messages"), app.chat_template->forms()));
   const bool continues = fields.boolean("continue_final_message").value_or(false);
   json::object context = app.default_template_kwargs;
   read_reasoning(fields, &context);

@@ -6,13 +6,14 @@
 
 #include "base/result.h"
 #include "server/json_fields.h"
+#include "text/chat_template.h"
 
 namespace capstan::server {
 
 /// Checked messages in the shape templates expect. Roles are lower case, `developer` is `system`,
-/// content is a string, or a list of text parts if `as_parts`; null content is "".
-/// Tool call arguments given as JSON text become objects, which templates iterate over.
-Result<json::array> read_messages(const json::value* messages, bool as_parts);
+/// content is a string or a list of text parts, null content "" and tool call arguments objects,
+/// unless the template's `forms` say otherwise.
+Result<json::array> read_messages(const json::value* messages, const text::MessageForms& forms);
 
 /// The text of a message's content as read_messages left it.
 std::string content_text(const json::object& message);

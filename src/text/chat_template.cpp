@@ -1,5 +1,7 @@
 #include "text/chat_template.h"
 
+#include <optional>
+
 #include "text/rust_call.h"
 
 namespace capstan::text {
@@ -19,8 +21,9 @@ constexpr std::string_view kProbe = "capstan-content-probe";
 class JinjaTemplate final : public ChatTemplate {
  public:
   explicit JinjaTemplate(Handle handle) : handle_(std::move(handle)) {
-    wants_content_parts_ = !shows("\"" + std::string(kProbe) + "\"") &&
+    forms_.content_parts = !shows("\"" + std::string(kProbe) + "\"") &&
                            shows(R"([{"type":"text","text":")" + std::string(kProbe) + "\"}]");
+    find_call_forms();
   }
 
   Result<std::string> render(std::string_view context_json) const override {
@@ -33,7 +36,7 @@ class JinjaTemplate final : public ChatTemplate {
     return std::string(text.view());
   }
 
-  bool wants_content_parts() const override { return wants_content_parts_; }
+  const MessageForms& forms() const override { return forms_; }
 
  private:
   /// Whether a user message with this content (JSON) reaches the output. Asking the template
@@ -44,8 +47,40 @@ class JinjaTemplate final : public ChatTemplate {
     return text.ok() && text->find(kProbe) != std::string::npos;
   }
 
+  /// A turn with a tool call, or nothing if the call is not in the output as it should be.
+  std::optional<std::string> with_call(std::string_view content, bool as_string) const {
+    const std::string arguments = "{\"" + std::string(kProbe) + "\":1}";
+    Result<std::string> text = render(
+        R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":)" +
+        std::string(content) +
+        R"(,"tool_calls":[{"id":"call_0","type":"function","function":{"name":"f","arguments":)" +
+        (as_string ? "\"{\\\"" + std::string(kProbe) + "\\\":1}\"" : arguments) +
+        R"(}}]},{"role":"tool","tool_call_id":"call_0","content":"r"}],"add_generation_prompt":true})");
+    if (!text.ok()) return std::nullopt;
+    // An object is printed in the template's way; text must come through as it is.
+    if (text->find(as_string ? arguments : std::string(kProbe)) == std::string::npos) {
+      return std::nullopt;
+    }
+    return std::move(text).value();
+  }
+
+  void find_call_forms() {
+    const std::string_view empty = forms_.content_parts ? "[]" : "\"\"";
+    const auto either = [&](bool as_string) {
+      return with_call(empty, as_string) || with_call("null", as_string);
+    };
+    forms_.string_arguments = !either(false) && either(true);
+    const auto without = with_call("null", forms_.string_arguments);
+    // A template that does not expect null prints it.
+    if (!without || without->find("none") != std::string::npos ||
+        without->find("None") != std::string::npos) {
+      return;
+    }
+    forms_.null_content = with_call(empty, forms_.string_arguments) != without;
+  }
+
   Handle handle_;
-  bool wants_content_parts_ = false;
+  MessageForms forms_;
 };
 
 }  // namespace

@@ -9,6 +9,13 @@
 
 namespace capstan::text {
 
+/// The forms in which a template reads messages. Templates differ here without saying so.
+struct MessageForms {
+  bool content_parts = false;     // content is a list of parts rather than a string
+  bool null_content = false;      // beside tool calls, empty content must be null rather than ""
+  bool string_arguments = false;  // arguments of a tool call are JSON text rather than an object
+};
+
 class ChatTemplate {
  public:
   struct Tokens {
@@ -22,8 +29,7 @@ class ChatTemplate {
   /// (bool) and any chat_template_kwargs. raise_exception() in the template becomes
   /// kInvalidArgument with its text. Thread-safe.
   virtual Result<std::string> render(std::string_view context_json) const = 0;
-  /// True when the template reads message content as a list of parts rather than a string.
-  virtual bool wants_content_parts() const = 0;
+  virtual const MessageForms& forms() const = 0;
 };
 
 }  // namespace capstan::text

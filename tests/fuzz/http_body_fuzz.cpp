@@ -46,7 +46,7 @@ class ByteTokenizer final : public text::Tokenizer {
 // Joins contents: what is fuzzed is the server, not the template engine.
 class PlainTemplate final : public text::ChatTemplate {
  public:
-  explicit PlainTemplate(bool parts) : parts_(parts) {}
+  explicit PlainTemplate(bool parts) : forms_{parts, parts, parts} {}
   Result<std::string> render(std::string_view context) const override {
     boost::json::parse_options deep;
     deep.max_depth = 256;
@@ -57,10 +57,10 @@ class PlainTemplate final : public text::ChatTemplate {
     }
     return out;
   }
-  bool wants_content_parts() const override { return parts_; }
+  const text::MessageForms& forms() const override { return forms_; }
 
  private:
-  bool parts_;
+  text::MessageForms forms_;
 };
 
 std::unique_ptr<AppState> make_app(bool parts) {

@@ -137,6 +137,30 @@ TEST(Chat, HistoryWithToolCallsAndNullContent) {
   EXPECT_EQ(prompt_text(h), "system:d;assistant:;weather(Oslo)tool:cold;");
 }
 
+// As DeepSeek's templates are written: null content beside calls, arguments as text.
+TEST(Chat, HistoryInTheFormsTheTemplateReads) {
+  Harness h({}, 512,
+            "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}"
+            "{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}"
+            "{% else %}{{ m.role + ':' + m.content + ';' }}{% endif %}{% endfor %}");
+  for (const char* arguments : {R"("{\"city\":  1}")", R"({"city":1})"}) {
+    for (const char* content : {"null", "\"\""}) {
+      const Reply reply = h.post("/v1/chat/completions",
+                                 R"({"max_tokens":1,"messages":[{"role":"user","content":"q"},
+          {"role":"assistant","content":)" +
+                                     std::string(content) +
+                                     R"(,"tool_calls":[{"id":"1","type":"function",
+          "function":{"name":"weather","arguments":)" +
+                                     arguments + R"(}}]},
+          {"role":"tool","tool_call_id":"1","content":"cold"}]})");
+      ASSERT_EQ(reply.status, 200) << reply.body;
+    }
+  }
+  EXPECT_EQ(prompt_text(h, 0), "user:q;weather{\"city\":  1}tool:cold;");
+  EXPECT_EQ(prompt_text(h, 1), "user:q;weather{\"city\":  1}tool:cold;");
+  EXPECT_EQ(prompt_text(h, 2), "user:q;weather{\"city\":1}tool:cold;");
+}
+
 TEST(Chat, LastAssistantMessage) {
   Harness h;
   const auto ask = [&](const std::string& members) {

@@ -80,7 +80,7 @@ TEST(ChatTemplate, RendersOtherTemplatesAsTransformers) {
 
 TEST(ChatTemplate, DetectsContentParts) {
   const auto wants = [](const std::string& name) {
-    return compiled(read_text(testdata("templates/" + name + ".jinja")))->wants_content_parts();
+    return compiled(read_text(testdata("templates/" + name + ".jinja")))->forms().content_parts;
   };
   EXPECT_TRUE(wants("parts"));
   for (const char* name : {"chatml", "chatml_tools", "llama3", "deepseek_v3", "r1_distill"}) {
@@ -89,8 +89,71 @@ TEST(ChatTemplate, DetectsContentParts) {
   // Accepts both: a string is enough.
   EXPECT_FALSE(compiled("{% for m in messages %}{% if m.content is string %}{{ m.content }}"
                         "{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}")
-                   ->wants_content_parts());
-  EXPECT_FALSE(compiled("{{ raise_exception('no') }}")->wants_content_parts());
+                   ->forms()
+                   .content_parts);
+  EXPECT_FALSE(compiled("{{ raise_exception('no') }}")->forms().content_parts);
+}
+
+// Shipped DeepSeek templates concatenate arguments with text and take an assistant's message for
+// one with calls only if its content is null.
+TEST(ChatTemplate, DetectsTheFormsOfToolCalls) {
+  const auto forms = [](const std::string& name) {
+    return compiled(read_text(testdata("templates/" + name + ".jinja")))->forms();
+  };
+  EXPECT_TRUE(forms("r1_distill_shipped").null_content);
+  EXPECT_TRUE(forms("r1_distill_shipped").string_arguments);
+  EXPECT_FALSE(forms("r1").null_content);
+  EXPECT_TRUE(forms("r1").string_arguments);
+  for (const char* name : {"r1_distill", "chatml", "chatml_tools", "llama3", "deepseek_v3"}) {
+    EXPECT_FALSE(forms(name).null_content) << name;
+    EXPECT_FALSE(forms(name).string_arguments) << name;
+  }
+  const auto raises = compiled("{{ raise_exception('no') }}")->forms();
+  EXPECT_FALSE(raises.null_content || raises.string_arguments);
+}
+
+// The prompts of DeepSeek's own examples, letter by letter: distills as shipped in February 2025,
+// and where R1 of that time differs.
+TEST(ChatTemplate, DeepSeekPrompts) {
+  const std::string B = kTokens.bos, E = kTokens.eos, U = "<\uFF5CUser\uFF5C>",
+                    A = "<\uFF5CAssistant\uFF5C>";
+  const auto tool = [](const std::string& what) { return "<\uFF5Ctool\u2581" + what + "\uFF5C>"; };
+  const std::string call = tool("calls\u2581begin") + tool("call\u2581begin") + "function" +
+                           tool("sep") + "f\n```json\n{\"a\":1}\n```" + tool("call\u2581end");
+  const std::string output = tool("outputs\u2581begin") + tool("output\u2581begin") + "r" +
+                             tool("output\u2581end") + tool("outputs\u2581end");
+  const struct {
+    std::string messages, distill, r1;
+  } cases[] = {
+      {R"([{"role":"system","content":"s1"},{"role":"user","content":"q1"},
+           {"role":"assistant","content":"<think>\nr\n</think>\n\na1"},
+           {"role":"user","content":"q2"}])",
+       B + "s1" + U + "q1" + A + "\n\na1" + E + U + "q2" + A + "<think>\n", ""},
+      {R"([{"role":"user","content":"q"},{"role":"assistant","content":"a</think>b</think>c"},
+           {"role":"user","content":"q2"}])",
+       B + U + "q" + A + "c" + E + U + "q2" + A + "<think>\n", ""},
+      {R"([{"role":"system","content":"s1"},{"role":"system","content":"s2"},
+           {"role":"user","content":"q"}])",
+       B + "s2" + U + "q" + A + "<think>\n", B + "s1\n\ns2" + U + "q" + A + "<think>\n"},
+      {R"([{"role":"user","content":"q"},{"role":"assistant","content":null,"tool_calls":[
+           {"type":"function","function":{"name":"f","arguments":"{\"a\":1}"}}]},
+           {"role":"tool","content":"r"}])",
+       B + U + "q" + A + call + output,
+       B + U + "q" + A + call + tool("calls\u2581end") + E + output},
+      {R"([{"role":"user","content":"q"},
+           {"role":"assistant","content":"a","reasoning_content":"never shown"},
+           {"role":"user","content":"q2"}])",
+       B + U + "q" + A + "a" + E + U + "q2" + A + "<think>\n", ""},
+  };
+  const auto distill = compiled(read_text(testdata("templates/r1_distill_shipped.jinja")));
+  const auto r1 = compiled(read_text(testdata("templates/r1.jinja")));
+  for (const auto& c : cases) {
+    const std::string context = R"({"add_generation_prompt":true,"messages":)" + c.messages + "}";
+    const auto a = distill->render(context), b = r1->render(context);
+    ASSERT_TRUE(a.ok() && b.ok()) << c.messages;
+    EXPECT_EQ(*a, c.distill);
+    EXPECT_EQ(*b, c.r1.empty() ? c.distill : c.r1);
+  }
 }
 
 TEST(ChatTemplate, SyntaxErrorNamesTheLine) {

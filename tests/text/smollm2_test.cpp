@@ -90,7 +90,7 @@ TEST_F(SmolLm2, ChatTemplateRenders) {
   auto chat = ChatTemplate::compile(tokenizer_->chat_template(),
                                     {tokenizer_->bos_token(), tokenizer_->eos_token()});
   ASSERT_TRUE(chat.ok()) << chat.error().message;
-  EXPECT_FALSE((*chat)->wants_content_parts());
+  EXPECT_FALSE((*chat)->forms().content_parts);
   const auto text = (*chat)->render(
       R"({"messages":[{"role":"user","content":"Hi"}],"add_generation_prompt":true})");
   ASSERT_TRUE(text.ok()) << text.error().message;

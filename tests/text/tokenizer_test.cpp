@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <random>
 #include <thread>
@@ -161,8 +162,62 @@ TEST_P(Family, RandomTextRoundTrips) {
 
 INSTANTIATE_TEST_SUITE_P(All, Family,
                          ::testing::Values("gpt2", "smollm", "llama3", "qwen2", "deepseek_v3",
-                                           "deepseek_llm"),
+                                           "deepseek_llm", "r1_distill_qwen"),
                          [](const auto& info) { return std::string(info.param); });
+
+// The layout of DeepSeek-V3 and R1 in small: three tokens before the vocabulary, the rest after it.
+TEST(Tokenizer, DeepSeekTokens) {
+  for (const auto& tokenizer : {from_directory("deepseek_v3"), from_gguf("deepseek_v3")}) {
+    const auto id = [&](const std::string& token) {
+      const auto found = tokenizer->id_of(token);
+      EXPECT_TRUE(found) << token;
+      return found.value_or(-1);
+    };
+    EXPECT_EQ(tokenizer->bos_id(), 0);
+    EXPECT_EQ(tokenizer->eos_id(), 1);
+    EXPECT_EQ(id("<\uFF5Cbegin\u2581of\u2581sentence\uFF5C>"), 0);
+    EXPECT_EQ(id("<\uFF5C\u2581pad\u2581\uFF5C>"), 2);
+    for (const char* name :
+         {"<\uFF5Cbegin\u2581of\u2581sentence\uFF5C>", "<\uFF5Cend\u2581of\u2581sentence\uFF5C>",
+          "<\uFF5C\u2581pad\u2581\uFF5C>", "<\uFF5Cplace\u2581holder\u2581no\u25812\uFF5C>",
+          "<|EOT|>"}) {
+      EXPECT_TRUE(tokenizer->is_special(id(name))) << name;
+    }
+    std::string shown;
+    std::vector<int32_t> ids;
+    for (const char* name :
+         {"<think>", "</think>", "<\uFF5CUser\uFF5C>", "<\uFF5CAssistant\uFF5C>",
+          "<\uFF5Cfim\u2581hole\uFF5C>", "<\uFF5Ctool\u2581calls\u2581begin\uFF5C>",
+          "<\uFF5Ctool\u2581output\u2581end\uFF5C>", "<\uFF5Ctool\u2581sep\uFF5C>"}) {
+      EXPECT_FALSE(tokenizer->is_special(id(name))) << name;
+      ids.push_back(id(name));
+      ids.push_back(tokenizer->eos_id());
+      shown += name;
+    }
+    EXPECT_EQ(*tokenizer->decode(ids, true), shown) << "only special tokens are skipped";
+    // A rendered prompt has its beginning already; each marker is one token.
+    const std::string prompt =
+        "<\uFF5Cbegin\u2581of\u2581sentence\uFF5C><\uFF5CUser\uFF5C>Hi<\uFF5CAssistant\uFF5C><"
+        "think>\n";
+    const auto encoded = tokenizer->encode(prompt, false);
+    ASSERT_TRUE(encoded.ok());
+    EXPECT_EQ(std::count(encoded->begin(), encoded->end(), 0), 1);
+    EXPECT_EQ(*tokenizer->decode(*encoded, false), prompt);
+    EXPECT_EQ((*encoded)[1], id("<\uFF5CUser\uFF5C>"));
+    EXPECT_EQ((*encoded)[encoded->size() - 2], id("<think>"));
+  }
+}
+
+// `deepseek-r1-qwen` is the name of the Qwen2 splitting in converted distills.
+TEST(Tokenizer, DirectoriesOfR1AndDistillsCarryTheirTemplate) {
+  const auto r1 = from_directory("deepseek_v3"), distill = from_directory("r1_distill_qwen");
+  EXPECT_EQ(r1->chat_template(), read_text(testdata("templates/r1.jinja")));
+  EXPECT_EQ(distill->chat_template(), read_text(testdata("templates/r1_distill_shipped.jinja")));
+  EXPECT_EQ(distill->bos_token(), r1->bos_token());
+  EXPECT_EQ(distill->eos_token(), r1->eos_token());
+  EXPECT_EQ(gguf_vocabulary("r1_distill_qwen").pre, "deepseek-r1-qwen");
+  EXPECT_FALSE(distill->is_special(*distill->id_of("</think>")));
+}
 
 TEST(Tokenizer, ThreadsEncodeTheSame) {
   const auto tokenizer = from_directory("deepseek_v3");
