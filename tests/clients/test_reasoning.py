@@ -1,4 +1,7 @@
-"""Reasoning apart from content, with a model that thinks (tests/scripted_model.py). Numbers are those of the conformance list."""
+"""Reasoning apart from content, with a model that thinks (tests/scripted_model.py).
+
+Numbers are those of the conformance list.
+"""
 
 import subprocess
 
@@ -177,6 +180,7 @@ def test_separate_reasoning(thinker):
 
 
 def test_unknown_parser_ends_the_start():
-    result = subprocess.run([BINARY, "serve", "--model-path", MODEL, "--reasoning-parser", "r2"], capture_output=True, text=True)
+    result = subprocess.run([BINARY, "serve", "--model-path", MODEL, "--reasoning-parser", "r2"],
+                            capture_output=True, text=True)
     assert result.returncode == 2
     assert "'r2'" in result.stderr and "deepseek-r1, deepseek-v3, qwen3" in result.stderr
