@@ -83,9 +83,13 @@ std::string finished_line(const ServerConfig& config, const GenerationCall& requ
   line.number("prompt_tokens", static_cast<double>(usage.prompt_tokens));
   line.number("cached_tokens", static_cast<double>(usage.cached_tokens));
   line.number("completion_tokens", static_cast<double>(usage.completion_tokens));
+  if (usage.reasoning_tokens > 0) {
+    line.number("reasoning_tokens", static_cast<double>(usage.reasoning_tokens));
+  }
   line.number("seconds", first.seconds());
   // A stream's text has been sent and is not kept.
   if (config.log_requests_level >= 2 && !request.stream) {
+    if (!first.reasoning().empty()) line.text("reasoning", shown(config, first.reasoning()));
     line.text("text", shown(config, first.text()));
   }
   return line.take();

@@ -171,6 +171,16 @@ def test_without_a_parser(model):
         server.stop()
 
 
+def test_request_log_shows_thinking(model):
+    server = Server("--reasoning-parser", "deepseek-r1", "--log-requests", "--log-requests-level", "3", model=model)
+    try:
+        ask(server.client())
+    finally:
+        server.stop()
+    finished = next(line for line in server.log().splitlines() if "Finish: " in line)
+    assert THOUGHT_TEXT in finished and ANSWER_TEXT in finished and f"reasoning_tokens={REASONING_TOKENS}" in finished
+
+
 def test_separate_reasoning(thinker):
     with thinker.http() as http:
         body = {"text": "a</think>\n\nb", "reasoning_parser": "deepseek-r1"}
