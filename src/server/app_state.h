@@ -36,7 +36,7 @@ struct AppState {
   SamplingRequest base_sampling;  // generation config, then preferred parameters
   boost::json::object default_template_kwargs;
   const text::ReasoningFormat* reasoning = nullptr;  // null: no parser
-  boost::json::object launch_args;  // secrets redacted
+  boost::json::object launch_args;                   // secrets redacted
 
   Router router;
   std::unique_ptr<Metrics> metrics;
