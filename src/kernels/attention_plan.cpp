@@ -14,6 +14,12 @@ constexpr int kItemsPerThread = 16;
 /// about 0.5 us, some 10,000 multiply-adds of one thread).
 constexpr int64_t kSerialWork = 20000;
 
+constexpr uint64_t pack(int64_t begin, int64_t end) {
+  return static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
+}
+constexpr int64_t begin_of(uint64_t share) { return static_cast<int64_t>(share & 0xffffffffu); }
+constexpr int64_t end_of(uint64_t share) { return static_cast<int64_t>(share >> 32); }
+
 constexpr size_t align_floats(size_t n) { return (n + 15) / 16 * 16; }
 
 void reserve(AlignedBuffer& buffer, size_t floats) {
@@ -53,16 +59,14 @@ void AttentionPlan::lay_out(const AttentionArgs& args, int threads) {
   cost_ = 0;
   max_rows_ = 0;
   // A key costs its share of a block's rows, and decoding it about as much as four rows.
-  const auto cost_of = [&](const Queries& q) {
-    const int64_t keys = q.sequence->kv_len - q.sequence->q_len + q.first + q.count;
-    return keys * (int64_t{q.count} * group + 4);
-  };
   for (const SequenceSlice& sequence : args.sequences) {
     for (int first = 0; first < sequence.q_len; first += block_queries) {
       const int count = std::min(block_queries, sequence.q_len - first);
-      queries_.push_back({&sequence, first, count, 1, 0, 0, 0});
+      const int64_t keys = sequence.kv_len - sequence.q_len + first + count;
+      const int64_t cost = keys * (int64_t{count} * group + 4);
+      queries_.push_back({&sequence, first, count, cost, 1, 0, 0, 0});
       max_rows_ = std::max(max_rows_, count * group);
-      cost_ += cost_of(queries_.back()) * args.kv.kv_heads;
+      cost_ += cost * args.kv.kv_heads;
     }
   }
 
@@ -72,7 +76,7 @@ void AttentionPlan::lay_out(const AttentionArgs& args, int threads) {
     const int keys = q.sequence->kv_len - q.sequence->q_len + q.first + q.count;
     const int segments = (keys + kKeySegment - 1) / kKeySegment;
     if (threads > 1) {
-      q.parts = static_cast<int>(std::clamp<int64_t>(cost_of(q) / target, 1, segments));
+      q.parts = static_cast<int>(std::clamp<int64_t>(q.cost / target, 1, segments));
     }
     q.item = items;
     items += int64_t{args.kv.kv_heads} * q.parts;
@@ -98,7 +102,46 @@ void AttentionPlan::lay_out(const AttentionArgs& args, int threads) {
       unfinished_[static_cast<size_t>(q.unfinished + h)].store(q.parts, std::memory_order_relaxed);
     }
   }
-  next_item_.store(0, std::memory_order_relaxed);
+  share_items(args.kv.kv_heads, threads);
+}
+
+void AttentionPlan::share_items(int kv_heads, int threads) {
+  if (threads_ != threads) {
+    threads_ = threads;
+    shares_ = std::make_unique<Share[]>(static_cast<size_t>(threads));
+  }
+  int thread = 0;
+  int64_t begin = 0, cost = 0;
+  for (const Queries& q : queries_) {
+    const int64_t items = int64_t{kv_heads} * q.parts, all = q.cost * kv_heads;
+    for (; thread + 1 < threads && cost + all >= cost_ * (thread + 1) / threads; ++thread) {
+      const int64_t end = q.item + (cost_ * (thread + 1) / threads - cost) * items / all;
+      shares_[thread].items.store(pack(begin, end), std::memory_order_relaxed);
+      begin = end;
+    }
+    cost += all;
+  }
+  for (; thread < threads; ++thread) {
+    shares_[thread].items.store(pack(begin, items_), std::memory_order_relaxed);
+    begin = items_;
+  }
+}
+
+/// The last item of the thread's own share, or the first of another's: later queries of a prompt
+/// see more keys, and long items should not come last. -1: all are taken.
+int64_t AttentionPlan::take_item(int thread) {
+  for (int i = 0; i < threads_; ++i) {
+    std::atomic<uint64_t>& share = shares_[(thread + i) % threads_].items;
+    uint64_t now = share.load(std::memory_order_relaxed);
+    while (begin_of(now) < end_of(now)) {
+      const uint64_t rest =
+          i == 0 ? pack(begin_of(now), end_of(now) - 1) : pack(begin_of(now) + 1, end_of(now));
+      if (share.compare_exchange_weak(now, rest, std::memory_order_relaxed)) {
+        return i == 0 ? end_of(rest) : begin_of(now);
+      }
+    }
+  }
+  return -1;
 }
 
 AttentionBlock AttentionPlan::block_of(const AttentionArgs& args, const Queries& queries,
@@ -127,7 +170,8 @@ void AttentionPlan::compute(const CpuKernels& kernels, const AttentionArgs& args
                                       [](int64_t i, const Queries& q) { return i < q.item; });
   const Queries& queries = *(after - 1);
   const int head = static_cast<int>((item - queries.item) / queries.parts);
-  const int part = static_cast<int>((item - queries.item) % queries.parts);
+  // Items are taken from the back, keys are read from the front.
+  const int part = queries.parts - 1 - static_cast<int>((item - queries.item) % queries.parts);
   const AttentionBlock block = block_of(args, queries, head);
   const int segments = block.segments(), d = args.kv.head_dim;
   kernels.load_queries(block, scratch);
@@ -144,10 +188,10 @@ void AttentionPlan::compute(const CpuKernels& kernels, const AttentionArgs& args
 
   const int64_t state_floats = int64_t{block.rows()} * state_stride(d);
   float* states = states_.as<float>() + queries.state + head * segments * state_floats;
-  const auto begin_of = [&](int p) {
+  const auto first_segment = [&](int p) {
     return static_cast<int>(int64_t{segments} * p / queries.parts);
   };
-  for (int s = begin_of(part); s < begin_of(part + 1); ++s) {
+  for (int s = first_segment(part); s < first_segment(part + 1); ++s) {
     kernels.attend_segment(block, s, scratch, states + s * state_floats);
   }
   std::atomic<int>& unfinished = unfinished_[static_cast<size_t>(queries.unfinished + head)];
@@ -163,12 +207,7 @@ void AttentionPlan::work(const CpuKernels& kernels, const AttentionArgs& args, i
   const AttentionScratch scratch(
       scratch_.as<float>() + static_cast<size_t>(thread) * scratch_floats_, max_rows_,
       args.kv.head_dim);
-  for (;;) {
-    const int64_t taken = next_item_.fetch_add(1, std::memory_order_relaxed);
-    if (taken >= items_) return;
-    // From the back: later queries of a prompt see more keys, and long items should not come last.
-    compute(kernels, args, items_ - 1 - taken, scratch);
-  }
+  for (int64_t item; (item = take_item(thread)) >= 0;) compute(kernels, args, item, scratch);
 }
 
 void AttentionPlan::run(const CpuKernels& kernels, const AttentionArgs& args,

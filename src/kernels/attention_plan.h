@@ -17,8 +17,10 @@ namespace capstan::kernels {
 ///
 /// A block is (sequence, run of queries, KV head). Blocks that are long beside the whole batch's
 /// work per thread are computed in parts of whole segments by several threads; whoever finishes a
-/// block's last part merges its segments in ascending order. A block computed by one thread merges
-/// the same partial results in the same order, so the split never shows in the result.
+/// block's last part merges its segments in ascending order. Every thread has a contiguous share of
+/// about equal cost, since what a tile of keys has prefetched is the tile behind it; whoever is
+/// done takes from the others' far ends. A block computed by one thread merges the same partial
+/// results in the same order, so the split never shows in the result.
 class AttentionPlan {
  public:
   void run(const CpuKernels& kernels, const AttentionArgs& args, platform::ThreadPool& pool);
@@ -29,6 +31,7 @@ class AttentionPlan {
     const SequenceSlice* sequence;
     int first;  // query within the slice
     int count;
+    int64_t cost;        // of one block
     int parts;           // pieces per block; 1: not split
     int64_t item;        // first work item; items run over heads, then parts
     int64_t unfinished;  // first counter of kv_heads, if split
@@ -40,6 +43,8 @@ class AttentionPlan {
   void work(const CpuKernels& kernels, const AttentionArgs& args, int thread);
   void compute(const CpuKernels& kernels, const AttentionArgs& args, int64_t item,
                const AttentionScratch& scratch);
+  void share_items(int kv_heads, int threads);
+  int64_t take_item(int thread);
 
   std::vector<Queries> queries_;
   int64_t items_ = 0;
@@ -50,7 +55,13 @@ class AttentionPlan {
   AlignedBuffer states_;
   std::unique_ptr<std::atomic<int>[]> unfinished_;
   size_t unfinished_capacity_ = 0;
-  std::atomic<int64_t> next_item_{0};
+  /// A thread's share of the items, not yet taken: the first in the lower half, the end in the
+  /// upper.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> items{0};
+  };
+  std::unique_ptr<Share[]> shares_;
+  int threads_ = 0;
 };
 
 }  // namespace capstan::kernels
