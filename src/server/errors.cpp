@@ -5,16 +5,17 @@
 namespace capstan::server {
 namespace {
 
+// Messages quote what a client sent (a path, a key), which need not be UTF-8; an answer must be.
 void append_members(std::string& out, const ApiError& error, bool numeric_code) {
   out += "\"message\":";
-  append_json_string(out, error.message);
+  append_json_string(out, utf8_lossy(error.message));
   out += ",\"type\":";
   append_json_string(out, error_type(error.status));
   out += ",\"param\":";
   if (error.param.empty()) {
     out += "null";
   } else {
-    append_json_string(out, error.param);
+    append_json_string(out, utf8_lossy(error.param));
   }
   out += ",\"code\":";
   if (numeric_code || error.code.empty()) {

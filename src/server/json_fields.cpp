@@ -10,11 +10,19 @@ namespace {
 
 // Deep enough for any schema met in practice; Boost's default of 32 is not.
 constexpr size_t kMaxDepth = 128;
-constexpr size_t kShown = 40;  // characters of an offending string in a message
+constexpr size_t kShown = 40;  // bytes of an offending string in a message
+
+// At most kShown bytes, not cutting a UTF-8 sequence; longer ones end in "...".
+std::string excerpt(std::string_view text) {
+  if (text.size() <= kShown) return std::string(text);
+  size_t cut = kShown;
+  while (cut > 0 && (static_cast<unsigned char>(text[cut]) & 0xC0) == 0x80) --cut;
+  return std::string(text.substr(0, cut)) + "...";
+}
 
 // Finds a bare NaN/Infinity outside strings and the key before it.
 std::optional<std::pair<std::string, std::string>> find_non_number(std::string_view body) {
-  std::string last_string;
+  std::string_view last_string;
   for (size_t i = 0; i < body.size(); ++i) {
     if (body[i] == '"') {
       const size_t start = ++i;
@@ -23,7 +31,7 @@ std::optional<std::pair<std::string, std::string>> find_non_number(std::string_v
       continue;
     }
     for (const std::string_view word : {"NaN", "-Infinity", "Infinity"}) {
-      if (body.substr(i, word.size()) == word) return {{last_string, std::string(word)}};
+      if (body.substr(i, word.size()) == word) return {{excerpt(last_string), std::string(word)}};
     }
   }
   return std::nullopt;
@@ -35,13 +43,8 @@ std::string describe(const json::value& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return "a list";
   if (value.is_string()) {
-    std::string_view text(value.get_string().data(), value.get_string().size());
-    if (text.size() > kShown) {
-      size_t cut = kShown;
-      while (cut > 0 && (static_cast<unsigned char>(text[cut]) & 0xC0) == 0x80) --cut;
-      return "the string \"" + std::string(text.substr(0, cut)) + "...\"";
-    }
-    return "the string \"" + std::string(text) + "\"";
+    const std::string_view text(value.get_string().data(), value.get_string().size());
+    return "the string \"" + excerpt(text) + "\"";
   }
   return json::serialize(value);
 }

@@ -15,13 +15,22 @@ else()
   set(TEXT_CARGO_DIR ${CMAKE_BINARY_DIR}/rust)
 endif()
 set(TEXT_ARCHIVE ${CMAKE_BINARY_DIR}/libcapstan_text_rust.a)
+# For fuzzing the crate tells libFuzzer where it has been, as `cargo fuzz` makes it do; such objects
+# are of no use to other builds.
+set(TEXT_RUSTFLAGS "")
+if(CAPSTAN_FUZZ)
+  set(TEXT_CARGO_DIR ${CMAKE_BINARY_DIR}/rust)
+  string(CONCAT TEXT_RUSTFLAGS "CAPSTAN_RUSTFLAGS=-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3"
+         " -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
+         " -Cllvm-args=-sanitizer-coverage-trace-compares")
+endif()
 file(GLOB TEXT_CRATE_SOURCES CONFIGURE_DEPENDS ${TEXT_CRATE}/src/*.rs)
 
 # The compilers of this build do not leak into crates that build C code: no sanitizer, no launcher.
 add_custom_command(
   OUTPUT ${TEXT_ARCHIVE}
   COMMAND ${CMAKE_COMMAND} -E env --unset=CFLAGS --unset=CXXFLAGS --unset=RUSTFLAGS
-          CAPSTAN_CARGO=${CARGO_PROGRAM} CAPSTAN_ARCHIVE=${TEXT_ARCHIVE}
+          ${TEXT_RUSTFLAGS} CAPSTAN_CARGO=${CARGO_PROGRAM} CAPSTAN_ARCHIVE=${TEXT_ARCHIVE}
           ${TEXT_CRATE}/build.sh ${TEXT_CARGO_DIR}
   DEPENDS ${TEXT_CRATE_SOURCES} ${TEXT_CRATE}/Cargo.toml ${TEXT_CRATE}/Cargo.lock
           ${TEXT_CRATE}/build.sh

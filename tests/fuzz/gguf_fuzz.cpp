@@ -1,5 +1,6 @@
-// Any bytes as a GGUF file: reading the container, config, vocabulary and sampling defaults must
-// end in a value or an Error, and accepted tensors must lie inside the bytes.
+// Any bytes as a GGUF file: reading the container, config, vocabulary and sampling defaults and
+// making a tokenizer of the vocabulary must end in a value or an Error, and accepted tensors must lie
+// inside the bytes.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -8,8 +9,31 @@
 #include "model/config_json.h"
 #include "model/gguf_config.h"
 #include "model/gguf_file.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
 
 namespace model = capstan::model;
+
+namespace {
+
+// Whatever the vocabulary, ids are within it and decoded text is UTF-8.
+void use_tokenizer(const capstan::text::GgufVocabulary& vocabulary) {
+  const auto tokenizer = capstan::text::Tokenizer::from_gguf(vocabulary);
+  if (!tokenizer.ok()) {
+    if (tokenizer.error().code == capstan::ErrorCode::kInternal) std::abort();  // a panic inside
+    return;
+  }
+  const auto ids = (*tokenizer)->encode("ab a\xC3\xA9<s>1 \n", true);
+  if (!ids.ok()) return;
+  for (const int32_t id : *ids) {
+    if (id < 0 || id >= (*tokenizer)->vocab_size()) std::abort();
+    (void)(*tokenizer)->token_bytes(id);
+  }
+  const auto text = (*tokenizer)->decode(*ids, false);
+  if (text.ok() && capstan::text::first_invalid_utf8(*text)) std::abort();
+}
+
+}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto bytes = std::as_bytes(std::span(data, size));
@@ -22,7 +46,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     if (model::hf_tensor_name(t.name).empty() != t.name.empty()) std::abort();
   }
-  (void)model::gguf_vocabulary(*gguf, "fuzz.gguf");
+  const auto vocabulary = model::gguf_vocabulary(*gguf, "fuzz.gguf");
+  if (vocabulary.ok()) use_tokenizer(*vocabulary);
   (void)model::gguf_generation_defaults(*gguf, "fuzz.gguf");
   const auto json = model::gguf_config_json(*gguf, "fuzz.gguf");
   if (!json.ok()) return 0;

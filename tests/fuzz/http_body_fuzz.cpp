@@ -1,10 +1,12 @@
 // Request bodies and targets as a hostile client would send them: parsing, validation, templates of
-// messages and error answers must end without a crash, and every answer must be valid JSON.
+// messages and error answers must end without a crash, and every answer must be valid JSON. What is
+// accepted must suit the engine too, which checks it again and would answer later and worse.
 #include <boost/json.hpp>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 
+#include "engine/sampling_params.h"
 #include "server/app_state.h"
 #include "server/chat_messages.h"
 #include "server/errors.h"
@@ -78,6 +80,7 @@ void check(const Result<GenerationCall>& call) {
   if (call.ok()) {
     for (const Prompt& prompt : call->prompts) {
       if (prompt.ids.empty() || prompt.ids.size() > 4096) std::abort();
+      if (!engine::validate(prompt.sampling.params, 256).ok()) std::abort();
       for (const int32_t id : prompt.ids) {
         if (id < 0 || id >= 256) std::abort();
       }
@@ -98,6 +101,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const auto& app : apps) {
     check(prepare_chat(*app, text));
     check(prepare_completion(*app, text));
+    check(prepare_native(*app, text));
   }
   HttpRequest request;
   parse_target(text, &request);

@@ -40,6 +40,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"[1]", "must be a JSON object, got a list", nullptr},
         Case{"\"x\"", "must be a JSON object", nullptr},
         Case{"{\"a\":\"\xff\"}", "not valid JSON", nullptr},
+        // The key is quoted, yet the answer is UTF-8.
+        Case{"{\"t\xff\":NaN}", "t\xEF\xBF\xBD: NaN is not a JSON number", "t\xEF\xBF\xBD"},
+        Case{"{\"0123456789012345678901234567890123456789tail\":NaN}", "56789...: NaN", nullptr},
         Case{R"({"messages":[]})", "Messages cannot be empty.", "messages"},
         Case{R"({"messages":"x"})", "expected a list, got the string \"x\"", "messages"},
         Case{R"({})", "messages: is required", "messages"},

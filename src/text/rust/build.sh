@@ -5,5 +5,13 @@ set -e
 mkdir -p "$1"
 exec 9>"$1/.capstan.lock"
 flock 9
-"${CAPSTAN_CARGO:-cargo}" build --release --locked --target-dir "$1"
-cp "$1/release/libcapstan_text.a" "$CAPSTAN_ARCHIVE"
+cargo=${CAPSTAN_CARGO:-cargo}
+if [ -n "$CAPSTAN_RUSTFLAGS" ]; then
+  # With a target named, the flags do not reach build scripts, which could not be linked with them.
+  host=$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')
+  RUSTFLAGS=$CAPSTAN_RUSTFLAGS "$cargo" build --release --locked --target-dir "$1" --target "$host"
+  cp "$1/$host/release/libcapstan_text.a" "$CAPSTAN_ARCHIVE"
+else
+  "$cargo" build --release --locked --target-dir "$1"
+  cp "$1/release/libcapstan_text.a" "$CAPSTAN_ARCHIVE"
+fi
