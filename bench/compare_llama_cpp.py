@@ -126,8 +126,9 @@ class Side:
                     "--host", "127.0.0.1", "--port", str(port), "-c", str(context * sequences),
                     "-np", str(sequences), "--no-webui", "-fa", a.flash_attn, *a.llama_args.split()]
         return [a.capstan, "serve", "--model-path", a.model, "--host", "127.0.0.1", "--port", str(port),
-                "--threads", str(a.threads), "--context-length", str(context), "--max-running-requests",
-                str(sequences), "--max-total-tokens", str(context * sequences), *a.capstan_args.split()]
+                "--enable-cache-report", "--threads", str(a.threads), "--context-length", str(context),
+                "--max-running-requests", str(sequences), "--max-total-tokens", str(context * sequences),
+                *a.capstan_args.split()]
 
     @contextlib.contextmanager
     def running(self, context, sequences):
