@@ -29,7 +29,7 @@ class FakeTokenizer : public text::Tokenizer {
     while (!utf8.empty()) {
       int32_t id = static_cast<unsigned char>(utf8[0]);
       size_t length = 1;
-      for (int32_t special = kBos; special <= kAssistant; ++special) {
+      for (int32_t special = kBos; utf8[0] == '<' && special <= kAssistant; ++special) {
         if (utf8.starts_with(bytes_[static_cast<size_t>(special)])) {
           id = special;
           length = bytes_[static_cast<size_t>(special)].size();
