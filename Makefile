@@ -12,16 +12,19 @@ PRESET ?= release
 BUILD   = build/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test build deps test-deps model check-format format lint fuzz clean
+.PHONY: help run port test build deps test-deps model check-format format lint fuzz clean
 
 help:            ## what this file can do
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-run: build       ## install what is missing, build, get the default model, serve it with a chat page
-	@scripts/check_port.sh $(HOST) $(PORT)
+run: port build  ## install what is missing, build, get the default model, serve it with a chat page
 	@test -n "$(MODEL)" || scripts/get_model.sh
 	exec $(BUILD)/capstan serve --host $(HOST) --port $(PORT) --enable-metrics --enable-cache-report \
 	  $(if $(MODEL),--model-path $(MODEL)) $(ARGS)
+
+# Before minutes of building rather than after.
+port:
+	@scripts/check_port.sh $(HOST) $(PORT)
 
 test: test-deps  ## install what is missing, build, run all tests
 	@scripts/build.sh $(PRESET) $(JOBS)

@@ -29,7 +29,7 @@ for package in "${wanted[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing ${#missing[@]} Debian packages: ${missing[*]}"
-  as_root apt-get update -qq || die "apt-get update failed: is there a network, and does /etc/apt/sources.list name a mirror?"
+  as_root apt-get update -qq -o APT::Update::Error-Mode=any || die "apt-get update failed: is there a network, and does /etc/apt/sources.list name a mirror?"
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
     -o Dpkg::Progress-Fancy=1 -o Dpkg::Use-Pty=0 "${missing[@]}" > build-deps.log 2>&1 \
     || { tail -n 15 build-deps.log >&2; die "apt-get install failed; the whole log is in build-deps.log"; }
