@@ -15,15 +15,19 @@ add_compile_options(-Wall -Wextra -Wpedantic -Wno-missing-field-initializers)
 add_compile_options(-ffp-contract=off)
 set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
 set(CMAKE_C_FLAGS_RELEASE "-O2 -g1 -DNDEBUG")
+# Sanitizers and fuzzing: reports need lines, not variables, and -g costs 40% (config_json.cpp under ASan: 11.5 s
+# against 8.2 s).
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O1 -g1 -DNDEBUG")
+set(CMAKE_C_FLAGS_RELWITHDEBINFO "-O1 -g1 -DNDEBUG")
 
 if(CAPSTAN_FUZZ)
-  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -O1)
+  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
 if(CAPSTAN_SANITIZE)
   add_compile_options(-fsanitize=${CAPSTAN_SANITIZE} -fno-omit-frame-pointer
-                      -fno-sanitize-recover=all -O1)
+                      -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${CAPSTAN_SANITIZE})
   if(CAPSTAN_SANITIZE MATCHES "thread")
     add_compile_definitions(CAPSTAN_TSAN=1)
