@@ -1,6 +1,6 @@
 // Any bytes as a GGUF file: reading the container, config, vocabulary and sampling defaults and
-// making a tokenizer of the vocabulary must end in a value or an Error, and accepted tensors must lie
-// inside the bytes.
+// making a tokenizer of the vocabulary must end in a value or an Error, and accepted tensors must
+// lie inside the bytes.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
