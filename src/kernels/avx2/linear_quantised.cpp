@@ -175,6 +175,16 @@ inline void store_acc(const __m256 acc[R][2], float* to) {
   }
 }
 
+// Brings `bytes` of weights towards L1: the hardware's prefetchers stop at every 4 KiB.
+inline void prefetch(const std::byte* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+}
+// How far ahead a single tile's pass over a panel prefetches. One row, two threads,
+// R1-Distill-1.5B's shape, GB/s with 0 / 1024 / 3072 bytes: Q4_0 27.5 / 29.1 / 28.3, Q4_K 24.3
+// / 27.8 / 28.4, Q8_0 28.0 / 29.5 / 28.5.
+constexpr int64_t kAhead = 1024;
+
 // Whole panel for one tile of rows, decoded on the way.
 template <class F, int R>
 void nibble_tile(const std::byte* panel, int64_t k, const std::byte* x, float* out) {
@@ -184,6 +194,7 @@ void nibble_tile(const std::byte* panel, int64_t k, const std::byte* x, float* o
     const auto scales = F::scales(panel);
     for (int j = 0; j < F::kGroup; ++j, x += R * kXRecord) {
       const Packed<F> w{panel, panel + F::kHeader + j * F::kBlock, j, scales};
+      prefetch(w.block + kAhead, F::kBlock);
       nibble_block<F, R>(w, x, acc);
     }
     panel += F::kHeader + F::kGroup * F::kBlock;
@@ -259,6 +270,9 @@ void nibble_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int ro
       decode_group<F>(panel, piece + i * kDecodedBlock<F>);
       panel += F::kHeader + F::kGroup * F::kBlock;
     }
+    // The next piece arrives while this one is multiplied: 8 % at 32 rows of Q4_K. Q8_0's pieces
+    // are twice as large, and lose as much by it.
+    prefetch(panel, n / F::kGroup * (F::kHeader + F::kGroup * F::kBlock));
     const std::byte* tile = chunk.int8;
     float* out = acc;
     int left = rows;
@@ -327,8 +341,10 @@ void byte_tile(const std::byte* panel, int64_t blocks, const std::byte* x, bool 
   } else {
     load_acc<R>(out, acc);
   }
-  for (int64_t b = 0; b < blocks; ++b, panel += kByteBlock, x += R * kXRecord)
+  for (int64_t b = 0; b < blocks; ++b, panel += kByteBlock, x += R * kXRecord) {
+    prefetch(panel + kAhead, kByteBlock);
     byte_block<R>(panel, x, acc);
+  }
   store_acc<R>(acc, out);
 }
 
