@@ -22,6 +22,7 @@
 
 #include "kernels/linear.h"
 #include "quant/codecs.h"
+#include "quant/fp8.h"
 #include "quant/panel.h"
 
 namespace capstan::kernels {
@@ -72,8 +73,8 @@ ModelShapes model_shapes(const std::string& name) {
 
 struct Options {
   std::string model = "r1";
-  std::vector<std::string> formats = {"F32",  "F16",  "BF16", "Q8_0", "Q4_0", "Q4_1",
-                                      "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+  std::vector<std::string> formats = {"F32",  "F16",  "BF16", "F8_E4M3", "Q8_0", "Q4_0",
+                                      "Q4_1", "Q5_0", "Q5_1", "Q4_K",    "Q5_K", "Q6_K"};
   std::vector<int64_t> rows = {1, 2, 4, 8, 16, 32, 64, 128, 512};
   int threads = 0;
   double seconds = 0.5;
@@ -240,7 +241,21 @@ std::unique_ptr<LinearWeight> make_weight(const Options& o, const Shape& shape, 
                                           const std::vector<std::byte>& source) {
   std::vector<TensorView> parts;
   for (int64_t n : shape.n) parts.push_back({source.data(), dtype, {n, shape.k}, shape.name});
-  auto w = pack_linear(o.isa, {parts, {}, shape.swiglu}, {.quantise_activations = !o.float_x});
+  LinearSpec spec;
+  spec.parts = parts;
+  spec.swiglu_pair = shape.swiglu;
+  std::vector<float> ones;
+  std::vector<TensorView> scales;
+  if (dtype == DType::kF8E4M3) {
+    const int64_t columns = quant::fp8_blocks(shape.k);
+    for (int64_t n : shape.n) {
+      ones.resize(std::max(ones.size(), static_cast<size_t>(quant::fp8_blocks(n) * columns)), 1.0f);
+      scales.push_back({nullptr, DType::kF32, {quant::fp8_blocks(n), columns}, "scales"});
+    }
+    for (TensorView& s : scales) s.data = reinterpret_cast<const std::byte*>(ones.data());
+    spec.scales = scales;
+  }
+  auto w = pack_linear(o.isa, spec, {.quantise_activations = !o.float_x});
   if (!w.ok()) {
     std::fprintf(stderr, "%s\n", w.error().message.c_str());
     std::exit(1);
@@ -299,12 +314,13 @@ void bench_format(const Options& o, const std::string& format, const Roofs& roof
                   platform::ThreadPool& pool) {
   const DType dtype = parse_format(format);
   const ModelShapes model = model_shapes(o.model);
-  // Random codes; half-precision scales of a harmless size wherever the file has them.
+  // Random codes; half-precision scales of a harmless size wherever the file has them, no FP8 NaN.
   const int64_t most = model.head.n[0] * model.head.k / 256 * 256;
   std::vector<std::byte> source(dtype_bytes(dtype, most));
+  const uint64_t mask = dtype == DType::kF8E4M3 ? 0xf7f7f7f7f7f7f7f7 : 0x2fff2fff2fff2fff;
   std::mt19937_64 rng(1);
   for (size_t i = 0; i + 8 <= source.size(); i += 8) {
-    const uint64_t v = rng() & 0x2fff2fff2fff2fff;
+    const uint64_t v = rng() & mask;
     std::memcpy(source.data() + i, &v, 8);
   }
   std::vector<Job> jobs;

@@ -27,18 +27,10 @@ std::byte* grow(AlignedBuffer& buffer, size_t bytes) {
   return buffer.data();
 }
 
-unsigned forms_of(const LinearKernels& kernels, const PanelWeight& weight) {
-  const Segment& s = weight.segments[0];
-  unsigned forms = 0;
-  for (int p = 0; p < s.panels; ++p)
-    forms |= kernels.x_form(s.dtypes[static_cast<size_t>(p)], weight.quantise_activations);
-  return forms;
-}
-
 /// A thread's memory.
 struct Scratch {
   AlignedBuffer rows;  // gathered rows of x
-  RoundedRows rounded;
+  PreparedRows prepared;
   AlignedBuffer acc;
 };
 Scratch& thread_scratch() {
@@ -56,31 +48,6 @@ void check(const ExpertsArgs& args, const PanelWeight& gate_up, const PanelWeigh
 }
 
 }  // namespace
-
-void RoundedRows::reserve(unsigned forms, int64_t rows, int64_t k) {
-  forms_ = forms;
-  k_ = k;
-  const auto records = static_cast<size_t>(rows * (k / 32));
-  if ((forms & kXInt8) != 0) grow(int8_, records * kXRecord);
-  if ((forms & kXPaired) != 0) grow(paired_, records * kXRecord);
-}
-
-void RoundedRows::round(const LinearKernels& kernels, const float* x, int64_t stride,
-                        int64_t first_row, int rows) {
-  const int64_t record = first_row * (k_ / 32);
-  if ((forms_ & kXInt8) != 0)
-    kernels.quantise_int8(x, stride, k_, rows, int8_.data() + record * kXRecord);
-  if ((forms_ & kXPaired) != 0)
-    kernels.quantise_paired(x, stride, k_, rows, paired_.data() + record * kXRecord);
-}
-
-XChunk RoundedRows::view(const float* x, int64_t stride, int64_t first_row) const {
-  const int64_t record = first_row * (k_ / 32);
-  XChunk chunk{x, stride, nullptr, nullptr};
-  if ((forms_ & kXInt8) != 0) chunk.int8 = int8_.data() + record * kXRecord;
-  if ((forms_ & kXPaired) != 0) chunk.paired = paired_.data() + record * kXRecord;
-  return chunk;
-}
 
 void ExpertsPlan::sort_by_expert(const ExpertsArgs& args) {
   const auto experts = args.gate_up.size();
@@ -136,7 +103,7 @@ void ExpertsPlan::gate_up_groups(const LinearKernels& kernels, const ExpertsArgs
   Scratch& mine = thread_scratch();
   const PanelWeight& weight = *c.gate_up;
   const Segment& s = weight.segments[0];
-  const unsigned forms = forms_of(kernels, weight);
+  const unsigned forms = forms_of(kernels, s, weight.quantise_activations);
   const int64_t k = weight.k_;
   for (int64_t done = 0; done < c.rows; done += kChunkRows) {
     const int rows = static_cast<int>(std::min(c.rows - done, kChunkRows));
@@ -151,10 +118,9 @@ void ExpertsPlan::gate_up_groups(const LinearKernels& kernels, const ExpertsArgs
       x = gathered;
       stride = k;
     }
-    mine.rounded.reserve(forms, rows, k);
-    for (int r = 0; r < rows; r += kTileRows)
-      mine.rounded.round(kernels, x + r * stride, stride, r, std::min(kTileRows, rows - r));
-    const XChunk chunk = mine.rounded.view(x, stride, 0);
+    mine.prepared.reserve(forms, rows, k);
+    mine.prepared.convert_all(kernels, x, stride, rows);
+    const XChunk chunk = mine.prepared.view(x, stride, 0);
 
     auto* acc = reinterpret_cast<float*>(
         grow(mine.acc, static_cast<size_t>(2 * rows * kPanelColumns) * sizeof(float)));
@@ -175,7 +141,7 @@ void ExpertsPlan::gate_up_groups(const LinearKernels& kernels, const ExpertsArgs
   }
 }
 
-void ExpertsPlan::round_hidden(const LinearKernels& kernels, int thread, int threads) {
+void ExpertsPlan::convert_hidden(const LinearKernels& kernels, int thread, int threads) {
   int64_t tiles = 0;
   for (const Chosen& c : chosen_) tiles += (c.rows + kTileRows - 1) / kTileRows;
   const int64_t low = tiles * thread / threads, high = tiles * (thread + 1) / threads;
@@ -183,9 +149,9 @@ void ExpertsPlan::round_hidden(const LinearKernels& kernels, int thread, int thr
   for (const Chosen& c : chosen_) {
     for (int64_t r = 0; r < c.rows; r += kTileRows, ++tile) {
       if (tile < low || tile >= high) continue;
-      rounded_hidden_.round(kernels, hidden_.as<float>() + (c.first + r) * width_, width_,
-                            c.first + r,
-                            static_cast<int>(std::min<int64_t>(kTileRows, c.rows - r)));
+      prepared_hidden_.convert(kernels, hidden_.as<float>() + (c.first + r) * width_, width_,
+                               c.first + r,
+                               static_cast<int>(std::min<int64_t>(kTileRows, c.rows - r)));
     }
   }
 }
@@ -200,8 +166,8 @@ void ExpertsPlan::down(const LinearKernels& kernels, const ExpertsArgs& args, in
     const int64_t first = s.groups * thread / threads, end = s.groups * (thread + 1) / threads;
     for (int64_t done = 0; done < c.rows; done += kChunkRows) {
       const int rows = static_cast<int>(std::min(c.rows - done, kChunkRows));
-      const XChunk chunk = rounded_hidden_.view(hidden_.as<float>() + (c.first + done) * width_,
-                                                width_, c.first + done);
+      const XChunk chunk = prepared_hidden_.view(hidden_.as<float>() + (c.first + done) * width_,
+                                                 width_, c.first + done);
       auto* acc = reinterpret_cast<float*>(
           grow(mine.acc, static_cast<size_t>(rows * kPanelColumns) * sizeof(float)));
       for (int64_t g = first; g < end; ++g) {
@@ -220,16 +186,17 @@ void ExpertsPlan::run_tokens(const LinearKernels& kernels, const ExpertsArgs& ar
   sort_by_expert(args);
   if (chosen_.empty()) return;
   hidden_forms_ = 0;
-  for (const Chosen& c : chosen_) hidden_forms_ |= forms_of(kernels, *c.down);
+  for (const Chosen& c : chosen_)
+    hidden_forms_ |= forms_of(kernels, c.down->segments[0], c.down->quantise_activations);
   const auto uses = static_cast<int64_t>(uses_.size());
   grow(hidden_, static_cast<size_t>(uses * width_) * sizeof(float));
-  rounded_hidden_.reserve(hidden_forms_, uses, width_);
+  prepared_hidden_.reserve(hidden_forms_, uses, width_);
   const int threads = pool.size();
   pool.run([&](int thread) {
     gate_up(kernels, args, thread, threads);
     pool.barrier();
-    if ((hidden_forms_ & ~unsigned{kXFloat}) != 0) {
-      round_hidden(kernels, thread, threads);
+    if (needs_conversion(hidden_forms_)) {
+      convert_hidden(kernels, thread, threads);
       pool.barrier();
     }
     down(kernels, args, thread, threads);

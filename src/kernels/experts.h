@@ -5,6 +5,7 @@
 
 #include "kernels/linear_internal.h"
 #include "kernels/ops.h"
+#include "kernels/prepared_rows.h"
 #include "platform/thread_pool.h"
 #include "tensor/tensor.h"
 
@@ -16,29 +17,13 @@ struct ExpertUse {
   float weight;
 };
 
-/// Rows of activations rounded to the records that integer kernels read (linear_internal.h).
-class RoundedRows {
- public:
-  void reserve(unsigned forms, int64_t rows, int64_t k);
-  /// Rounds one tile (<= kTileRows rows of x) to the place of rows first_row...
-  void round(const LinearKernels& kernels, const float* x, int64_t stride, int64_t first_row,
-             int rows);
-  /// Rows from first_row (a tile's first) on, beside their float form.
-  XChunk view(const float* x, int64_t stride, int64_t first_row) const;
-
- private:
-  unsigned forms_ = 0;
-  int64_t k_ = 0;
-  AlignedBuffer int8_, paired_;
-};
-
 /// Memory and lists are kept between calls, so that a decode step allocates nothing. One call at a
 /// time.
 ///
 /// Tokens are sorted by expert. First the gate/up products of all chosen experts, laid end to end
 /// and cut into one contiguous piece of equal cost per thread (so a popular expert is shared, and
 /// each thread gathers the rows of few experts); then, behind one barrier (two if activations are
-/// rounded), the down products, each thread for some columns of y and all experts in ascending
+/// converted), the down products, each thread for some columns of y and all experts in ascending
 /// order. No two threads add to the same element, and the order of additions is always the same.
 class ExpertsPlan {
  public:
@@ -61,7 +46,7 @@ class ExpertsPlan {
   void gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread, int threads);
   void gate_up_groups(const LinearKernels& kernels, const ExpertsArgs& args, const Chosen& chosen,
                       int64_t first_group, int64_t end_group);
-  void round_hidden(const LinearKernels& kernels, int thread, int threads);
+  void convert_hidden(const LinearKernels& kernels, int thread, int threads);
   void down(const LinearKernels& kernels, const ExpertsArgs& args, int thread, int threads) const;
 
   std::vector<int64_t> starts_;  // uses of the experts before each
@@ -71,7 +56,7 @@ class ExpertsPlan {
   int64_t width_ = 0;          // of hidden rows: silu(gate) * up
   unsigned hidden_forms_ = 0;  // that the down products read
   AlignedBuffer hidden_;       // [uses][width]
-  RoundedRows rounded_hidden_;
+  PreparedRows prepared_hidden_;
 };
 
 /// Scalar, in double; for weights of pack_linear_ref.

@@ -61,7 +61,8 @@ class PanelWeight : public LinearWeight {
 ///   products with uint8 weights fit 16 bits; float scale; four start values as above (offset 128),
 ///   each over eight elements, at kPairedInit.
 /// Records of the rows of a tile are interleaved: block 0 of each row, block 1 of each row, ...
-enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4 };
+/// kXScaled: floats times 2^64, rows of k behind each other.
+enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4, kXScaled = 8 };
 inline constexpr int kXRecord = 64;
 inline constexpr int kXScale = 32;
 inline constexpr int kInt8Sum = 36;
@@ -76,6 +77,7 @@ struct XChunk {
   int64_t stride = 0;
   const std::byte* int8 = nullptr;
   const std::byte* paired = nullptr;
+  const float* scaled = nullptr;
 };
 
 /// Computes acc[rows][16] = panel * x for all rows of the chunk; k ascending.
@@ -83,6 +85,8 @@ using PanelKernel = void (*)(const std::byte* panel, int64_t k, const XChunk& x,
                              float* acc);
 /// Rounds one tile of `rows` <= kTileRows rows of x to records at `out`.
 using QuantiseTile = void (*)(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
+/// Scales rows of x as kXScaled says.
+using ScaleTile = void (*)(const float* x, int64_t stride, int64_t k, int rows, float* out);
 /// y[rows][columns] (op)= acc[rows][16] + bias[16] (bias may be null).
 using StorePanel = void (*)(const float* acc, const float* bias, int rows, int columns, bool add,
                             float* y, int64_t stride);
@@ -96,6 +100,7 @@ struct LinearKernels {
   PanelKernel (*panel)(DType dtype, bool quantise_activations);
   QuantiseTile quantise_int8;
   QuantiseTile quantise_paired;
+  ScaleTile scale;
   StorePanel store;
   StoreSwiGlu store_swiglu;
 };

@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "kernels/linear_internal.h"
+#include "kernels/prepared_rows.h"
 #include "platform/cpu.h"
 
 namespace capstan::kernels {
@@ -35,7 +36,8 @@ std::byte* scratch(AlignedBuffer& buffer, size_t bytes) {
 }
 
 struct Scratch {
-  AlignedBuffer int8, paired, acc;
+  PreparedRows rows;
+  AlignedBuffer acc;
 };
 Scratch& thread_scratch() {
   static thread_local Scratch s;
@@ -45,67 +47,42 @@ Scratch& thread_scratch() {
 class Product {
  public:
   Product(const LinearKernels& kernels, const LinearArgs& args, const PanelWeight& weight)
-      : kernels_(kernels), args_(args), weight_(weight), blocks_((weight.k_ + 31) / 32) {
-    for (const Segment& s : weight.segments) {
-      for (int p = 0; p < s.panels; ++p) {
-        x_forms_ |= kernels.x_form(s.dtypes[static_cast<size_t>(p)], weight.quantise_activations);
-      }
-    }
-    const int64_t rows = std::min(args.x.rows, kChunkRows);
-    if ((x_forms_ & kXInt8) != 0) shared_int8_ = scratch(thread_scratch().int8, record_bytes(rows));
-    if ((x_forms_ & kXPaired) != 0)
-      shared_paired_ = scratch(thread_scratch().paired, record_bytes(rows));
+      : kernels_(kernels), args_(args), weight_(weight), shared_(thread_scratch().rows) {
+    for (const Segment& s : weight.segments)
+      x_forms_ |= forms_of(kernels, s, weight.quantise_activations);
+    shared_.reserve(x_forms_, std::min(args.x.rows, kChunkRows), weight.k_);
   }
 
   void work(int thread, platform::ThreadPool& pool) const {
     const int threads = pool.size();
-    const bool quantised = (x_forms_ & (kXInt8 | kXPaired)) != 0;
+    const bool convert = needs_conversion(x_forms_);
     for (int64_t row = 0; row < args_.x.rows; row += kChunkRows) {
       const int rows = static_cast<int>(std::min(args_.x.rows - row, kChunkRows));
-      XChunk x{args_.x.row(row), args_.x.stride, shared_int8_, shared_paired_};
-      if (quantised && args_.x.rows == 1) {
+      const float* x = args_.x.row(row);
+      if (convert && args_.x.rows == 1) {
         // One row takes about as long as a barrier, and lands in this core's own L1.
-        prepare_own(x);
-      } else if (quantised) {
+        PreparedRows& mine = thread_scratch().rows;
+        mine.reserve(x_forms_, 1, weight_.k_);
+        mine.convert(kernels_, x, args_.x.stride, 0, 1);
+        multiply(mine.view(x, args_.x.stride, 0), row, rows, thread, threads);
+        continue;
+      }
+      if (convert) {
         if (row != 0) pool.barrier();  // everybody has finished with the previous chunk
-        prepare_share(x, rows, thread, threads);
+        convert_share(x, rows, thread, threads);
         pool.barrier();
       }
-      multiply(x, row, rows, thread, threads);
+      multiply(shared_.view(x, args_.x.stride, 0), row, rows, thread, threads);
     }
   }
 
  private:
-  size_t record_bytes(int64_t rows) const { return static_cast<size_t>(rows * blocks_ * kXRecord); }
-
-  void prepare_own(XChunk& x) const {
-    Scratch& mine = thread_scratch();
-    if (x.int8 != nullptr) {
-      std::byte* out = scratch(mine.int8, record_bytes(1));
-      kernels_.quantise_int8(x.f32, x.stride, weight_.k_, 1, out);
-      x.int8 = out;
-    }
-    if (x.paired != nullptr) {
-      std::byte* out = scratch(mine.paired, record_bytes(1));
-      kernels_.quantise_paired(x.f32, x.stride, weight_.k_, 1, out);
-      x.paired = out;
-    }
-  }
-
-  void prepare_share(const XChunk& x, int rows, int thread, int threads) const {
+  void convert_share(const float* x, int rows, int thread, int threads) const {
     const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
     for (int64_t t = tiles * thread / threads; t < tiles * (thread + 1) / threads; ++t) {
       const int64_t first = t * kTileRows;
-      const int height = static_cast<int>(std::min<int64_t>(kTileRows, rows - first));
-      const float* source = x.f32 + first * x.stride;
-      if (x.int8 != nullptr) {
-        kernels_.quantise_int8(source, x.stride, weight_.k_, height,
-                               shared_int8_ + record_bytes(first));
-      }
-      if (x.paired != nullptr) {
-        kernels_.quantise_paired(source, x.stride, weight_.k_, height,
-                                 shared_paired_ + record_bytes(first));
-      }
+      shared_.convert(kernels_, x + first * args_.x.stride, args_.x.stride, first,
+                      static_cast<int>(std::min<int64_t>(kTileRows, rows - first)));
     }
   }
 
@@ -152,10 +129,8 @@ class Product {
   const LinearKernels& kernels_;
   const LinearArgs& args_;
   const PanelWeight& weight_;
-  int64_t blocks_;
+  PreparedRows& shared_;
   unsigned x_forms_ = 0;
-  std::byte* shared_int8_ = nullptr;
-  std::byte* shared_paired_ = nullptr;
 };
 
 }  // namespace

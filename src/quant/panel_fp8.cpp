@@ -8,6 +8,14 @@
 
 namespace capstan::quant {
 
+namespace {
+
+/// Place of column c among the sixteen words of a pair: c and c + 8 share a dword, so that both
+/// become floats without crossing lanes.
+constexpr int word_of(int c) { return (c % 8) * 2 + c / 8; }
+
+}  // namespace
+
 size_t fp8_panel_bytes(int64_t k) {
   return fp8_panel_header(k) + static_cast<size_t>((k + 1) / 2) * 2 * kPanelColumns;
 }
@@ -25,12 +33,12 @@ void pack_fp8_panel(const std::byte* rows, size_t row_bytes, int columns, int64_
     for (int c = 0; c < columns; ++c) {
       const std::byte* row = rows + static_cast<size_t>(c) * row_bytes;
       for (int64_t i = first; i < end; ++i)
-        std::memcpy(codes + (i * kPanelColumns + c) * 2, row + 2 * i, 2);
+        std::memcpy(codes + (i * kPanelColumns + word_of(c)) * 2, row + 2 * i, 2);
     }
   }
   if (k % 2 != 0) {
     for (int c = 0; c < columns; ++c) {
-      codes[(k / 2 * kPanelColumns + c) * 2] =
+      codes[(k / 2 * kPanelColumns + word_of(c)) * 2] =
           rows[static_cast<size_t>(c) * row_bytes + static_cast<size_t>(k - 1)];
     }
   }

@@ -164,7 +164,7 @@ TEST(Fp8, PanelsHoldEveryCode) {
         for (int c = 0; c < 16; ++c) {
           const std::byte expected =
               i < k && c < columns ? rows[static_cast<size_t>(c * k + i)] : std::byte{0};
-          ASSERT_EQ(codes[(i / 2 * 16 + c) * 2 + i % 2], expected) << i << " " << c;
+          ASSERT_EQ(codes[(i / 2 * 16 + c % 8 * 2 + c / 8) * 2 + i % 2], expected) << i << " " << c;
         }
       }
     }

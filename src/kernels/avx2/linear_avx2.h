@@ -12,11 +12,12 @@ PanelKernel quantised_panel_kernel(DType dtype);
 /// Block-quantised weights with float32 activations.
 PanelKernel widened_panel_kernel(DType dtype);
 
-/// F8_E4M3 with block scales; float32 activations.
+/// F8_E4M3 with block scales; activations as kXScaled.
 void fp8_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc);
 
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void quantise_paired(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
+void scale_rows(const float* x, int64_t stride, int64_t k, int rows, float* out);
 void store(const float* acc, const float* bias, int rows, int columns, bool add, float* y,
            int64_t stride);
 void store_swiglu(const float* gate, const float* up, const float* gate_bias, const float* up_bias,

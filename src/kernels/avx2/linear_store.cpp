@@ -88,6 +88,7 @@ PanelKernel panel_kernel(DType dtype, bool quantise_activations) {
                               : avx2::widened_panel_kernel(dtype);
 }
 XForm x_form(DType dtype, bool quantise_activations) {
+  if (dtype == DType::kF8E4M3) return kXScaled;
   if (!is_block_quantised(dtype) || !quantise_activations) return kXFloat;
   return dtype == DType::kQ8_0 ? kXPaired : kXInt8;
 }
@@ -95,8 +96,8 @@ XForm x_form(DType dtype, bool quantise_activations) {
 
 const LinearKernels& avx2_linear_kernels() {
   static constexpr LinearKernels kernels = {
-      x_form,      panel_kernel,      avx2::quantise_int8, avx2::quantise_paired,
-      avx2::store, avx2::store_swiglu};
+      x_form,           panel_kernel, avx2::quantise_int8, avx2::quantise_paired,
+      avx2::scale_rows, avx2::store,  avx2::store_swiglu};
   return kernels;
 }
 

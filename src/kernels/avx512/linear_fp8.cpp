@@ -1,5 +1,9 @@
-// Panels of F8_E4M3 weights with block scales, times float32 activations: avx2/linear_fp8.cpp with
-// all 16 columns in one register. The same sums in the same order.
+// Panels of F8_E4M3 weights with block scales, times float32 activations.
+//
+// A code becomes the half-precision number of 2^-8 times its value by moving bits: sign to bit 15,
+// the seven others to bits 13..7. vcvtph2ps widens that exactly, subnormals included and whatever
+// MXCSR says; avx2/linear_fp8.cpp, where that instruction is slow, has another way. Registers hold
+// the columns in the panel's order (0, 8, 1, 9, ...) until a block's sum is added to the output.
 #include <algorithm>
 
 #include "kernels/avx512/linear_avx512.h"
@@ -37,13 +41,15 @@ inline void clear(__m512 acc[R]) {
   for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
 }
 
-// out += scale * acc
+// out += scale * acc, columns in order
 template <int R>
 inline void fold(const __m512 acc[R], __m512 scale, float* out) {
+  const __m512i order = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
     float* o = out + r * kPanelColumns;
-    _mm512_storeu_ps(o, _mm512_fmadd_ps(acc[r], scale, _mm512_loadu_ps(o)));
+    _mm512_storeu_ps(
+        o, _mm512_fmadd_ps(_mm512_permutexvar_ps(order, acc[r]), scale, _mm512_loadu_ps(o)));
   }
 }
 

@@ -1,0 +1,59 @@
+#include "kernels/prepared_rows.h"
+
+#include <algorithm>
+
+namespace capstan::kernels {
+
+namespace {
+
+void grow(AlignedBuffer& buffer, int64_t bytes) {
+  const auto size = static_cast<size_t>(bytes);
+  if (buffer.bytes() < size) buffer = AlignedBuffer(size + size / 4);
+}
+
+}  // namespace
+
+void PreparedRows::reserve(unsigned forms, int64_t rows, int64_t k) {
+  forms_ = forms;
+  k_ = k;
+  if ((forms & kXInt8) != 0) grow(int8_, records(rows));
+  if ((forms & kXPaired) != 0) grow(paired_, records(rows));
+  if ((forms & kXScaled) != 0) grow(scaled_, rows * k * static_cast<int64_t>(sizeof(float)));
+}
+
+void PreparedRows::convert(const LinearKernels& kernels, const float* x, int64_t stride,
+                           int64_t first_row, int rows) {
+  if ((forms_ & kXInt8) != 0)
+    kernels.quantise_int8(x, stride, k_, rows, int8_.data() + records(first_row));
+  if ((forms_ & kXPaired) != 0)
+    kernels.quantise_paired(x, stride, k_, rows, paired_.data() + records(first_row));
+  if ((forms_ & kXScaled) != 0)
+    kernels.scale(x, stride, k_, rows, scaled_.as<float>() + first_row * k_);
+}
+
+void PreparedRows::convert_all(const LinearKernels& kernels, const float* x, int64_t stride,
+                               int64_t rows) {
+  if (!needs_conversion(forms_)) return;
+  for (int64_t r = 0; r < rows; r += kTileRows)
+    convert(kernels, x + r * stride, stride, r,
+            static_cast<int>(std::min<int64_t>(kTileRows, rows - r)));
+}
+
+XChunk PreparedRows::view(const float* x, int64_t stride, int64_t first_row) const {
+  XChunk chunk;
+  chunk.f32 = x;
+  chunk.stride = stride;
+  if ((forms_ & kXInt8) != 0) chunk.int8 = int8_.data() + records(first_row);
+  if ((forms_ & kXPaired) != 0) chunk.paired = paired_.data() + records(first_row);
+  if ((forms_ & kXScaled) != 0) chunk.scaled = scaled_.as<float>() + first_row * k_;
+  return chunk;
+}
+
+unsigned forms_of(const LinearKernels& kernels, const Segment& segment, bool quantise_activations) {
+  unsigned forms = 0;
+  for (int p = 0; p < segment.panels; ++p)
+    forms |= kernels.x_form(segment.dtypes[static_cast<size_t>(p)], quantise_activations);
+  return forms;
+}
+
+}  // namespace capstan::kernels
