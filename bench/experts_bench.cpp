@@ -136,16 +136,29 @@ std::unique_ptr<LinearWeight> pack(Ops& ops, DType dtype, int parts, int64_t n, 
   return std::move(*packed);
 }
 
-Layer make_layer(Ops& ops, platform::ThreadPool& pool, DType dtype, const Shape& s) {
-  // Random codes; half-precision scales of a harmless size wherever the file has them, no FP8 NaN.
-  const int64_t most = s.k * s.width;
-  std::vector<std::byte> source(dtype_bytes(dtype, most));
+/// What files have instead of a super-block format where rows are no multiple of 256 (llama.cpp's
+/// choice): V2-Lite's down matrices.
+DType fitting(DType dtype, int64_t k) {
+  if (k % dtype_info(dtype).block_elems == 0) return dtype;
+  return dtype == DType::kQ4_K ? DType::kQ5_0 : dtype == DType::kQ5_K ? DType::kQ5_1 : DType::kQ8_0;
+}
+
+/// Random codes; half-precision scales of a harmless size wherever the file has them, no FP8 NaN.
+std::vector<std::byte> random_codes(DType dtype, int64_t elems) {
+  std::vector<std::byte> codes(dtype_bytes(dtype, elems));
   const uint64_t mask = dtype == DType::kF8E4M3 ? 0xf7f7f7f7f7f7f7f7 : 0x2fff2fff2fff2fff;
   std::mt19937_64 random(1);
-  for (size_t i = 0; i + 8 <= source.size(); i += 8) {
+  for (size_t i = 0; i + 8 <= codes.size(); i += 8) {
     const uint64_t v = random() & mask;
-    std::memcpy(source.data() + i, &v, 8);
+    std::memcpy(codes.data() + i, &v, 8);
   }
+  return codes;
+}
+
+Layer make_layer(Ops& ops, platform::ThreadPool& pool, DType dtype, const Shape& s) {
+  const DType down_type = fitting(dtype, s.width);
+  const std::vector<std::byte> source = random_codes(dtype, s.k * s.width),
+                               down_source = random_codes(down_type, s.k * s.width);
   Layer layer;
   const auto n = static_cast<size_t>(s.experts);
   layer.gate_up.resize(n);
@@ -153,7 +166,7 @@ Layer make_layer(Ops& ops, platform::ThreadPool& pool, DType dtype, const Shape&
   pool.for_each(s.experts, [&](int64_t e) {
     const auto i = static_cast<size_t>(e);
     layer.gate_up[i] = pack(ops, dtype, 2, s.width, s.k, source);
-    layer.down[i] = pack(ops, dtype, 1, s.k, s.width, source);
+    layer.down[i] = pack(ops, down_type, 1, s.k, s.width, down_source);
   });
   for (size_t e = 0; e < n; ++e) {
     layer.gate_up_list.push_back(layer.gate_up[e].get());
