@@ -20,8 +20,7 @@ std::vector<Finished> SchedulerImpl::commit(const StepPlan& plan,
   StepWork work;
   for (const PlanItem& item : plan.items) {
     if (item.is_decode) {
-      ++work.decode_rows;
-      work.decode_context += item.start + 1;
+      work.add_decode(item.start, item.count);
     } else {
       work.add_prefill(item.start, item.count);
     }
@@ -35,7 +34,7 @@ void SchedulerImpl::commit_item(Sequence& s, const PlanItem& item, const Sampled
                                 std::vector<Finished>& finished) {
   s.in_flight = false;
   s.first_chunk = false;
-  s.computed = item.start + item.count;
+  s.computed = item.start + item.count - item.drafts;
   if (s.cancelled != FinishKind::kNone) {
     finished.push_back(finish(s, s.cancelled, "cancelled", true));
     return;
@@ -49,7 +48,13 @@ void SchedulerImpl::commit_item(Sequence& s, const PlanItem& item, const Sampled
     finished.push_back(finish(s, FinishKind::kAbort, "the model gave no usable logits", false));
     return;
   }
-  if (item.samples) s.tokens.push_back(sampled->token);
+  if (item.samples) {
+    const int32_t accepted = std::clamp(sampled->accepted, 0, item.drafts);
+    for (int32_t i = 1; i <= accepted; ++i) s.tokens.push_back(s.draft[static_cast<size_t>(i)]);
+    s.computed += accepted;
+    s.tokens.push_back(sampled->token);
+  }
+  drop_drafts(s);
 
   if (s.state == RequestState::kPrefill) {
     keep_computed(s);
@@ -72,6 +77,7 @@ std::vector<Finished> SchedulerImpl::abandon(const StepPlan& plan) {
   std::vector<Finished> finished;
   for (Sequence* s : std::exchange(in_flight_, {})) {
     s->in_flight = false;
+    drop_drafts(*s);
     if (s->cancelled != FinishKind::kNone) {
       finished.push_back(finish(*s, s->cancelled, "cancelled", true));
     }

@@ -50,6 +50,16 @@ Status SchedulerImpl::check_invariants() const {
                     std::to_string(s->length()) + " tokens in pages for " +
                     std::to_string(covered));
     }
+    if (static_cast<int>(s->pages.size()) > pages_for(s->length() + s->drafts())) {
+      return broken(who + " holds " + std::to_string(s->pages.size()) + " pages for " +
+                    std::to_string(s->length()) + " tokens and " + std::to_string(s->drafts()) +
+                    " drafts");
+    }
+    if (!s->draft.empty() &&
+        (s->state != RequestState::kDecode || s->drafts() < 1 ||
+         s->draft.front() != s->tokens.back() || s->outputs() + s->drafts() >= s->max_new)) {
+      return broken(who + " has " + std::to_string(s->drafts()) + " drafts that it cannot use");
+    }
     if (s->pin.pages() * config_.page_size > s->computed) {
       return broken(who + " has pages in the tree that it has not computed");
     }
@@ -91,8 +101,8 @@ Status SchedulerImpl::check_invariants() const {
       continue;
     }
     fresh_waiting += fresh(*s);
-    if (!s->pages.empty() || s->pin.node() != nullptr || s->computed != 0) {
-      return broken(who + " waits and holds pages");
+    if (!s->pages.empty() || s->pin.node() != nullptr || s->computed != 0 || !s->draft.empty()) {
+      return broken(who + " waits and holds pages or drafts");
     }
     const bool is_queued = queue_.contains(s);
     queued += is_queued;

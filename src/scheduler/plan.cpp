@@ -1,8 +1,8 @@
 // SchedulerImpl::plan(): who computes what in the next step.
 //
 // Order of decisions: running decodes first (making room for their next token, if need be by
-// pushing back others), then prefills under way, then admissions. Each admission is decided on
-// counts alone, and touches pool and tree only when it is certain.
+// pushing back others), then prefills under way, then admissions, then drafts. Each admission is
+// decided on counts alone, and touches pool and tree only when it is certain.
 #include <algorithm>
 #include <cmath>
 
@@ -19,6 +19,7 @@ StepPlan SchedulerImpl::plan(double now) {
   if (running_.empty()) ratio_.idle();
   make_decode_room(plan);
   schedule_prefill(plan);
+  make_draft_room(plan);
   build_items(plan);
   return plan;
 }
@@ -93,6 +94,7 @@ void SchedulerImpl::release_memory(Sequence& sequence, bool keep) {
   sequence.pages.clear();
   sequence.pin.reset();
   sequence.computed = 0;
+  sequence.draft.clear();
 }
 
 void SchedulerImpl::keep_computed(Sequence& sequence) {
@@ -129,8 +131,7 @@ void SchedulerImpl::schedule_prefill(StepPlan& plan) {
     if (sequence->state == RequestState::kPrefill) {
       prefilling_.push_back(sequence);
     } else {
-      ++decodes.decode_rows;
-      decodes.decode_context += sequence->length();
+      decodes.add_decode(sequence->length() - 1, 1 + sequence->drafts());
     }
   }
   step_budget_.begin(decodes, joining());
@@ -330,14 +331,14 @@ void SchedulerImpl::build_items(StepPlan& plan) {
   plan.items.reserve(running_.size());
   in_flight_.reserve(running_.size());
   const auto add = [&](Sequence& s, int32_t start, int32_t count, bool is_decode) {
-    const auto end = static_cast<size_t>(start + count);
     PlanItem& item = plan.items.emplace_back();
+    item.drafts = is_decode ? s.drafts() : 0;
     item.id = s.spec.id;
     item.start = start;
-    item.count = count;
-    item.tokens =
-        std::span(s.tokens).subspan(static_cast<size_t>(start), end - static_cast<size_t>(start));
-    item.pages = std::span(s.pages).first(static_cast<size_t>(pages_for(start + count)));
+    item.count = count + item.drafts;
+    item.tokens = item.drafts > 0 ? std::span<const int32_t>(s.draft)
+                                  : s.first(start + count).subspan(static_cast<size_t>(start));
+    item.pages = std::span(s.pages).first(static_cast<size_t>(pages_for(start + item.count)));
     item.samples = start + count == s.length() && s.outputs() < s.max_new;
     item.is_decode = is_decode;
     item.cached_tokens = s.cached_tokens;
@@ -348,7 +349,8 @@ void SchedulerImpl::build_items(StepPlan& plan) {
   for (Sequence* s : running_) {
     if (s->state != RequestState::kDecode) continue;
     add(*s, s->length() - 1, 1, true);
-    ++plan.decode_tokens;
+    plan.decode_tokens += plan.items.back().count;
+    plan.draft_tokens += plan.items.back().drafts;
   }
   for (Sequence* s : running_) {
     if (s->chunk == 0) continue;

@@ -2,9 +2,11 @@
 //
 // plan(now) -> StepPlan; the caller runs it; commit(results, now) applies it, or abandon() if it
 // was not run. Between the two, only add() and cancel() may be called; a request cancelled in
-// flight leaves at commit. Pages are owned as follows: the radix tree owns pages of cached
-// prefixes; a running request owns the pages behind its cached prefix; commit and finish move
-// ownership from request to tree. Nothing else holds pages; a waiting request holds none.
+// flight leaves at commit. Speculation: before plan(), propose() names tokens that may follow; the
+// plan then computes them together with the last token, and commit() is told how many hold. Pages
+// are owned as follows: the radix tree owns pages of cached prefixes; a running request owns the
+// pages behind its cached prefix; commit and finish move ownership from request to tree. Nothing
+// else holds pages; a waiting request holds none.
 #pragma once
 
 #include <cstdint>
@@ -79,10 +81,13 @@ struct PlanItem {
   int32_t count = 0;
   std::span<const int32_t> tokens;  // the count token ids; valid until commit
   std::span<const int32_t> pages;   // covers positions [0, start+count); valid until commit
-  bool samples = false;             // the last row's logits yield the next token
-  bool is_decode = false;           // computes exactly the last generated token
-  int32_t cached_tokens = 0;        // prefix served from cache at (re)admission
-  bool first_chunk = false;         // first item since (re)admission
+  bool samples = false;    // the logits of the last row before the drafts yield the next token
+  bool is_decode = false;  // computes exactly the last generated token, and drafts after it
+  /// The last so many of `tokens` are proposed ones; the logits of each yield the token after it if
+  /// it holds. 0 unless is_decode.
+  int32_t drafts = 0;
+  int32_t cached_tokens = 0;  // prefix served from cache at (re)admission
+  bool first_chunk = false;   // first item since (re)admission
 };
 
 struct Finished {
@@ -95,17 +100,20 @@ struct StepPlan {
   std::vector<PlanItem> items;     // decode items first, then prefill chunks
   std::vector<Finished> finished;  // requests that ended without being run (cancelled, impossible)
   int prefill_tokens = 0;
-  int decode_tokens = 0;
+  int decode_tokens = 0;  // drafts included
+  int draft_tokens = 0;
   int cached_tokens = 0;  // of requests admitted in this step
   int admitted = 0;
   int retracted = 0;
   bool empty() const { return items.empty(); }
 };
 
-/// The outcome of one item, by item index. `stop` ends the request after this token.
+/// The outcome of one item, by item index: the first `accepted` of its drafts hold and `token`
+/// comes after them. `stop` ends the request after this token.
 struct SampledToken {
   int32_t token = -1;  // ignored where !samples
   FinishKind stop = FinishKind::kNone;
+  int32_t accepted = 0;  // at most item.drafts
 };
 
 struct SchedulerStats {
@@ -137,6 +145,12 @@ class Scheduler {
   /// string). Unknown ids are ignored. Memory is free at once, or at commit if the request is in
   /// flight.
   virtual void cancel(RequestId id, FinishKind kind = FinishKind::kAbort) = 0;
+
+  /// Tokens that may follow the last one of a request that decodes: the next plan computes as many
+  /// of them as output limit and memory allow, evicting cached prefixes but pushing back nobody.
+  /// Forgotten after that plan; ignored for requests that do not decode, and between plan and
+  /// commit. What is rejected never gets into the cache.
+  virtual void propose(RequestId id, std::span<const int32_t> drafts) = 0;
 
   /// Plans the next step. Empty when nothing can run.
   virtual StepPlan plan(double now) = 0;

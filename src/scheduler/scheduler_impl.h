@@ -1,5 +1,5 @@
 // The one implementation of Scheduler. Internal to this folder; its members are spread over
-// scheduler.cpp (arrival, departure, figures), plan.cpp, commit.cpp and invariants.cpp.
+// scheduler.cpp (arrival, departure, figures), plan.cpp, drafts.cpp, commit.cpp and invariants.cpp.
 #pragma once
 
 #include <memory>
@@ -22,6 +22,7 @@ class SchedulerImpl final : public Scheduler {
 
   Status add(RequestSpec spec) override;
   void cancel(RequestId id, FinishKind kind) override;
+  void propose(RequestId id, std::span<const int32_t> drafts) override;
   StepPlan plan(double now) override;
   std::vector<Finished> commit(const StepPlan& plan, std::span<const SampledToken> sampled,
                                double now) override;
@@ -61,6 +62,8 @@ class SchedulerImpl final : public Scheduler {
 
   // plan()
   void make_decode_room(StepPlan& plan);
+  void make_draft_room(const StepPlan& plan);
+  void drop_drafts(Sequence& sequence);
   Sequence* choose_victim() const;
   void retract(Sequence& victim, StepPlan& plan);
   void schedule_prefill(StepPlan& plan);

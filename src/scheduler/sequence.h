@@ -36,7 +36,9 @@ struct Sequence {
   cache::RadixTree::Pin pin;
   int32_t cached_tokens = 0;  // found at (re)admission
   bool first_chunk = false;
-  int32_t chunk = 0;       // tokens given to it in the plan being made
+  int32_t chunk = 0;  // tokens given to it in the plan being made
+  /// The last token and those proposed to follow it; empty without proposal.
+  std::vector<int32_t> draft;
   bool in_flight = false;  // part of a plan not yet committed
   bool prefilled = false;  // its whole prompt was computed once
   bool admitted = false;   // it ran before
@@ -47,6 +49,7 @@ struct Sequence {
 
   int32_t length() const { return static_cast<int32_t>(tokens.size()); }
   int32_t outputs() const { return length() - prompt_tokens; }
+  int32_t drafts() const { return draft.empty() ? 0 : static_cast<int32_t>(draft.size()) - 1; }
   std::span<const int32_t> first(int32_t count) const {
     return std::span(tokens).first(static_cast<size_t>(count));
   }

@@ -45,6 +45,7 @@ class Simulation {
   }
 
   Status step() {
+    propose_drafts();
     const StepPlan plan = scheduler_->plan(now_);
     for (const Finished& f : plan.finished) result_.requests[index(f.id)].refused = true;
     const SchedulerStats stats = scheduler_->stats();
@@ -61,11 +62,15 @@ class Simulation {
     now_ += seconds;
     result_.busy += seconds;
     result_.computed_prefill_tokens += plan.prefill_tokens;
-    for (const PlanItem& item : plan.items) {
-      if (item.samples) token_came(index(item.id));
+    result_.draft_tokens += plan.draft_tokens;
+    for (size_t i = 0; i < plan.items.size(); ++i) {
+      const PlanItem& item = plan.items[i];
+      if (item.samples) tokens_came(index(item.id), 1 + sampled_[i].accepted);
+      result_.accepted_tokens += sampled_[i].accepted;
       result_.requests[index(item.id)].retractions = scheduler_->retractions(item.id);
     }
     for (const Finished& f : scheduler_->commit(plan, sampled_, now_)) {
+      std::erase(drafting_, f.id);
       result_.requests[index(f.id)].finish = f.kind;
       result_.requests[index(f.id)].finished = now_;
     }
@@ -83,20 +88,47 @@ class Simulation {
       outcome.cached_tokens = item.cached_tokens;
     }
     if (!item.samples) return;
+    if (options_.draft_tokens > 0 && outcome.output_tokens == 0) drafting_.push_back(item.id);
     const Arrival& arrival = trace_[index(item.id)];
-    sampled.token = simulated_token(arrival.output_stream, outcome.output_tokens);
-    if (outcome.output_tokens + 1 >= arrival.output_tokens) sampled.stop = FinishKind::kStop;
+    for (;; ++sampled.accepted) {
+      const int32_t written = outcome.output_tokens + sampled.accepted;
+      sampled.token = simulated_token(arrival.output_stream, written);
+      if (written + 1 >= arrival.output_tokens) {
+        sampled.stop = FinishKind::kStop;
+        break;
+      }
+      if (sampled.accepted == item.drafts) break;
+      const auto draft = static_cast<size_t>(item.count - item.drafts + sampled.accepted);
+      if (item.tokens[draft] != sampled.token) break;
+    }
   }
 
-  void token_came(size_t request) {
+  void propose_drafts() {
+    for (const RequestId id : drafting_) {
+      const int32_t written = result_.requests[index(id)].output_tokens;
+      bool holds = true;
+      drafts_.clear();
+      for (int32_t i = 0; i < options_.draft_tokens; ++i) {
+        holds = holds && 0.5 * (noise() + 1) < options_.acceptance;
+        const uint64_t stream = trace_[index(id)].output_stream;
+        drafts_.push_back(holds ? simulated_token(stream, written + i) : -1);
+      }
+      scheduler_->propose(id, drafts_);
+    }
+  }
+
+  void tokens_came(size_t request, int32_t count) {
     RequestOutcome& outcome = result_.requests[request];
-    if (outcome.output_tokens++ == 0) {
+    if (outcome.output_tokens == 0) {
       outcome.first_token = now_;
     } else {
-      const double gap = now_ - last_token_[request];
-      itl_.push_back(gap);
-      if (options_.keep_gaps) result_.gaps.push_back({request, now_, gap});
+      const double gap = (now_ - last_token_[request]) / count;
+      for (int32_t i = 0; i < count; ++i) {
+        itl_.push_back(gap);
+        if (options_.keep_gaps) result_.gaps.push_back({request, now_, gap});
+      }
     }
+    outcome.output_tokens += count;
     last_token_[request] = now_;
   }
 
@@ -136,6 +168,8 @@ class Simulation {
   std::vector<double> last_token_;
   std::vector<double> itl_;
   std::vector<SampledToken> sampled_;
+  std::vector<RequestId> drafting_;  // those that wrote a token and have not ended
+  std::vector<int32_t> drafts_;
   size_t next_ = 0;
   double now_ = 0;
 };
@@ -147,7 +181,7 @@ double CostModel::seconds(const StepPlan& plan) const {
   double pairs = 0;
   for (const PlanItem& item : plan.items) {
     if (item.is_decode) {
-      contexts += item.start + 1;
+      contexts += item.count * (item.start + 0.5 * (item.count + 1));
     } else {
       pairs += item.count * (item.start + 0.5 * (item.count + 1));
     }
@@ -198,6 +232,12 @@ Result<SimulationResult> simulate(const SchedulerConfig& config, const CostModel
                                   ": must not be negative",
                               "cost");
     }
+  }
+  if (options.draft_tokens < 0 || !(options.acceptance >= 0 && options.acceptance <= 1)) {
+    return invalid_argument(std::to_string(options.draft_tokens) + " draft tokens accepted with " +
+                                "probability " + std::to_string(options.acceptance) +
+                                ": must be 0 or more, with a probability in [0, 1]",
+                            "options");
   }
   if (!(cost.jitter >= 0 && cost.jitter < 1)) {
     return invalid_argument(

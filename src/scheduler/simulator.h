@@ -12,7 +12,7 @@
 namespace capstan::scheduler {
 
 /// Seconds that a step takes, linear in what it computes:
-///   step + prefill_token * prefill + decode_token * decode
+///   step + prefill_token * prefill + decode_token * decode (drafts included)
 ///        + context_token * (sum of contexts read by decode rows)
 ///        + attention_pair * (sum over prefill rows of the context each of them reads).
 /// and of that up to `jitter` more or less, at random, but the same in every run.
@@ -73,6 +73,7 @@ struct SimulationResult {
   int64_t steps = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   int64_t computed_prefill_tokens = 0;  // recomputed ones included
+  int64_t draft_tokens = 0, accepted_tokens = 0;
   uint64_t retractions = 0;
   int64_t refused = 0;
   int max_running = 0, max_waiting = 0;
@@ -88,6 +89,11 @@ struct SimulationResult {
 struct SimulationOptions {
   int check_every = 0;  // steps between checks of all invariants; 0: never
   bool keep_gaps = false;
+  /// Speculation: this many tokens are proposed for every request that decodes. Each holds with
+  /// probability `acceptance`, if those before it do. Tokens that come in one step share its gap
+  /// equally.
+  int draft_tokens = 0;
+  double acceptance = 0;
 };
 
 /// Runs the trace to its end. kInvalidArgument for a bad configuration, an unsorted trace or a

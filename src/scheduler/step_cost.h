@@ -13,6 +13,12 @@ struct StepWork {
   double prefill_tokens = 0;
   double prefill_pairs = 0;  // pairs of a prefill row and a key it reads
 
+  /// Tokens [start, start + count) of a request that decodes: the last one and drafts.
+  void add_decode(int64_t start, int64_t count) {
+    const auto n = static_cast<double>(count);
+    decode_rows += n;
+    decode_context += n * static_cast<double>(start) + n * (n + 1) / 2;
+  }
   /// Tokens [start, start + count) of a prompt.
   void add_prefill(int64_t start, int64_t count) {
     const auto s = static_cast<double>(start);

@@ -44,13 +44,17 @@ struct Known {
   std::vector<int32_t> solo;  // its output when it runs alone
   bool cancelled = false;
   bool ended = false;
-  int64_t added_at = 0;  // step
+  int64_t added_at = 0;           // step
+  std::vector<int32_t> proposed;  // for the next plan
   int retractions = 0;
 
+  static uint64_t extended(uint64_t hash, int32_t token) {
+    return mix(hash, static_cast<uint64_t>(token) + 1);
+  }
   void push(int32_t token) {
     tokens.push_back(token);
     const uint64_t salt = mix(mix(77, spec.cache_namespace), spec.no_cache ? spec.id : 0);
-    hashes.push_back(mix(hashes.empty() ? salt : hashes.back(), static_cast<uint64_t>(token) + 1));
+    hashes.push_back(extended(hashes.empty() ? salt : hashes.back(), token));
   }
   size_t outputs() const { return tokens.size() - spec.prompt.size(); }
 };
@@ -120,13 +124,19 @@ class Oracle {
     std::vector<SampledToken> sampled;
     for (const PlanItem& item : plan.items) {
       const Known& request = known_.at(item.id);
+      const int32_t sure = item.start + item.count - item.drafts;
+      uint64_t hash = kGarbage;
       for (int32_t p = item.start; p < item.start + item.count; ++p) {
-        slots_[slot(item, p)] = fail ? kGarbage : request.hashes[static_cast<size_t>(p)];
+        hash = p < sure ? request.hashes[static_cast<size_t>(p)]
+                        : Known::extended(hash, item.tokens[static_cast<size_t>(p - item.start)]);
+        slots_[slot(item, p)] = fail ? kGarbage : hash;
       }
       SampledToken token;
-      if (item.samples && !fail) {
-        const Next next = next_of(slots_[slot(item, item.start + item.count - 1)], vocabulary_);
-        token = {next.token, next.stop ? FinishKind::kStop : FinishKind::kNone};
+      for (int32_t row = 0; item.samples && !fail && row <= item.drafts; ++row) {
+        const Next next = next_of(slots_[slot(item, sure - 1 + row)], vocabulary_);
+        token = {next.token, next.stop ? FinishKind::kStop : FinishKind::kNone, row};
+        if (next.stop || row == item.drafts) break;
+        if (item.tokens[static_cast<size_t>(sure + row - item.start)] != next.token) break;
       }
       sampled.push_back(token);
     }
@@ -137,7 +147,12 @@ class Oracle {
   void book(const StepPlan& plan, const std::vector<SampledToken>& sampled) {
     for (size_t i = 0; i < plan.items.size(); ++i) {
       Known& request = known_.at(plan.items[i].id);
-      if (plan.items[i].samples && !request.cancelled) request.push(sampled[i].token);
+      if (!plan.items[i].samples || request.cancelled) continue;
+      const auto drafts = plan.items[i].tokens.last(static_cast<size_t>(plan.items[i].drafts));
+      for (int32_t j = 0; j < sampled[i].accepted; ++j) {
+        request.push(drafts[static_cast<size_t>(j)]);
+      }
+      request.push(sampled[i].token);
     }
   }
 
@@ -173,23 +188,35 @@ class Oracle {
   }
 
   void check_shape(const Known& request, const PlanItem& item) const {
-    const int32_t end = item.start + item.count;
+    ASSERT_GE(item.drafts, 0);
+    const int32_t sure = item.count - item.drafts;
+    const int32_t end = item.start + sure;
     ASSERT_GE(item.start, 0);
-    ASSERT_GT(item.count, 0);
+    ASSERT_GT(sure, 0);
     ASSERT_LE(end, static_cast<int32_t>(request.tokens.size()));
     ASSERT_EQ(item.tokens.size(), static_cast<size_t>(item.count));
-    for (int32_t i = 0; i < item.count; ++i) {
+    for (int32_t i = 0; i < sure; ++i) {
       ASSERT_EQ(item.tokens[static_cast<size_t>(i)],
                 request.tokens[static_cast<size_t>(item.start + i)]);
     }
-    ASSERT_EQ(item.pages.size(),
-              static_cast<size_t>((end + config_.page_size - 1) / config_.page_size));
+    ASSERT_LE(item.drafts, static_cast<int32_t>(request.proposed.size()));
+    for (int32_t i = 0; i < item.drafts; ++i) {
+      ASSERT_EQ(item.tokens[static_cast<size_t>(sure + i)],
+                request.proposed[static_cast<size_t>(i)]);
+    }
+    ASSERT_EQ(
+        item.pages.size(),
+        static_cast<size_t>((item.start + item.count + config_.page_size - 1) / config_.page_size));
     const bool last = end == static_cast<int32_t>(request.tokens.size());
     EXPECT_EQ(item.samples, last && request.max_new > 0);
     if (item.is_decode) {
-      EXPECT_EQ(item.count, 1);
+      EXPECT_EQ(sure, 1);
       EXPECT_TRUE(last);
       EXPECT_GT(request.outputs(), 0u);
+      EXPECT_LE(static_cast<int32_t>(request.outputs()) + item.drafts + 1,
+                std::max(request.max_new, 1));
+    } else {
+      EXPECT_EQ(item.drafts, 0);
     }
     EXPECT_EQ(item.cached_tokens % config_.page_size, 0);
     EXPECT_LT(item.cached_tokens, static_cast<int32_t>(request.tokens.size()));

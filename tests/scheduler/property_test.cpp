@@ -79,6 +79,7 @@ struct Coverage {
   int64_t steps = 0, working_steps = 0, mixed_steps = 0, items = 0;
   int64_t requests = 0, undisturbed = 0, cached_tokens = 0, retractions = 0, pushed_out = 0;
   int64_t failed_steps = 0, evicted_tokens = 0, preemptions = 0;
+  int64_t drafts = 0, drafts_refused = 0, accepted = 0;
 };
 
 /// One random configuration under one random load.
@@ -95,6 +96,9 @@ class RandomLoad {
     arrival_percent_ = dice_.between(5, 60);
     cancel_percent_ = dice_.one_of({0, 1, 5});
     fail_percent_ = dice_.one_of({0, 0, 2});
+    draft_percent_ = dice_.one_of({0, 50, 100});
+    most_drafts_ = dice_.one_of({1, 3, 8, 40});
+    right_percent_ = dice_.one_of({0, 50, 90, 100});
     for (auto& story : stories_) {
       story.resize(80);
       for (int32_t& token : story) token = dice_.below(kVocabulary);
@@ -171,6 +175,24 @@ class RandomLoad {
     }
   }
 
+  /// What follows in truth, with errors strewn in, for whoever is there: the scheduler must ignore
+  /// what it cannot use.
+  void propose_some() {
+    for (const RequestId id : live_) {
+      Known& request = oracle_.known().at(id);
+      request.proposed.clear();
+      if (!dice_.percent(draft_percent_)) continue;
+      const int count = dice_.between(1, most_drafts_);
+      for (int i = 0; i < count; ++i) {
+        const size_t at = request.outputs() + static_cast<size_t>(i);
+        const bool right = at < request.solo.size() && dice_.percent(right_percent_);
+        request.proposed.push_back(right ? request.solo[at] : dice_.below(kVocabulary));
+      }
+      scheduler_->propose(id, request.proposed);
+    }
+    scheduler_->propose(last_id_ + 1, std::vector<int32_t>{0, 1});
+  }
+
   void cancel_one() {
     if (live_.empty()) return;
     const RequestId id = live_[static_cast<size_t>(dice_.below(static_cast<int>(live_.size())))];
@@ -203,6 +225,8 @@ class RandomLoad {
       if (dice_.percent(arrival_percent_)) arrive();
       if (dice_.percent(cancel_percent_)) cancel_one();
     }
+    propose_some();
+    if (arrivals && dice_.percent(cancel_percent_)) cancel_one();
     const double planned_at = now_;
     const StepPlan plan = scheduler_->plan(planned_at);
     ASSERT_NO_FATAL_FAILURE(end(plan.finished));
@@ -211,6 +235,7 @@ class RandomLoad {
     count(plan);
     const bool fail = arrivals && dice_.percent(fail_percent_);
     std::vector<SampledToken> sampled = oracle_.run(plan, fail);
+    for (const SampledToken& token : sampled) coverage_.accepted += token.accepted;
     ASSERT_NO_FATAL_FAILURE(check());
     if (arrivals && dice_.percent(arrival_percent_ / 2)) arrive();
     if (arrivals && dice_.percent(cancel_percent_)) cancel_one();
@@ -244,6 +269,13 @@ class RandomLoad {
     coverage_.working_steps += !plan.items.empty();
     coverage_.mixed_steps += plan.prefill_tokens > 0 && plan.decode_tokens > 0;
     coverage_.items += static_cast<int64_t>(plan.items.size());
+    for (const PlanItem& item : plan.items) {
+      const Known& request = oracle_.known().at(item.id);
+      const int room = request.max_new - static_cast<int>(request.outputs()) - 1;
+      coverage_.drafts += item.drafts;
+      coverage_.drafts_refused +=
+          item.is_decode && item.drafts < std::min(room, static_cast<int>(request.proposed.size()));
+    }
     coverage_.cached_tokens += plan.cached_tokens;
     coverage_.retractions += plan.retracted;
     // Somebody new comes in a plan that pushes back another only by preemption.
@@ -256,6 +288,9 @@ class RandomLoad {
     for (const PlanItem& item : plan.items) (item.is_decode ? decode : prefill) += item.count;
     ASSERT_EQ(prefill, plan.prefill_tokens);
     ASSERT_EQ(decode, plan.decode_tokens);
+    int drafts = 0;
+    for (const PlanItem& item : plan.items) drafts += item.drafts;
+    ASSERT_EQ(drafts, plan.draft_tokens);
     ASSERT_LE(static_cast<int>(plan.items.size()), config_.max_running_requests);
     if (config_.chunked_prefill_size > 0) {
       ASSERT_LE(prefill, config_.chunked_prefill_size);
@@ -295,6 +330,9 @@ class RandomLoad {
   int arrival_percent_ = 0;
   int cancel_percent_ = 0;
   int fail_percent_ = 0;
+  int draft_percent_ = 0;
+  int most_drafts_ = 0;
+  int right_percent_ = 0;
 };
 
 class Property : public ::testing::TestWithParam<int> {};
@@ -311,7 +349,8 @@ TEST_P(Property, RandomLoadsNeverBreakAnything) {
               << " items " << c.items << " requests " << c.requests << " undisturbed "
               << c.undisturbed << " cached " << c.cached_tokens << " evicted " << c.evicted_tokens
               << " retractions " << c.retractions << " preemptions " << c.preemptions
-              << " pushed out " << c.pushed_out << " failed steps " << c.failed_steps << "\n";
+              << " pushed out " << c.pushed_out << " failed steps " << c.failed_steps << " drafts "
+              << c.drafts << " refused " << c.drafts_refused << " accepted " << c.accepted << "\n";
   }
   RecordProperty("requests", std::to_string(c.requests));
   RecordProperty("retractions", std::to_string(c.retractions));
@@ -328,6 +367,9 @@ TEST_P(Property, RandomLoadsNeverBreakAnything) {
   EXPECT_GT(c.preemptions, c.steps / 2000);
   EXPECT_GT(c.pushed_out, c.steps / 2000);
   EXPECT_GT(c.failed_steps, c.steps / 1000);
+  EXPECT_GT(c.drafts, c.steps / 2);
+  EXPECT_GT(c.drafts_refused, c.steps / 1000);
+  EXPECT_GT(c.accepted, c.steps / 10);
 }
 
 INSTANTIATE_TEST_SUITE_P(Shards, Property, ::testing::Range(0, kShards));

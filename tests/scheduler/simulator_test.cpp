@@ -78,7 +78,28 @@ TEST(Simulator, OneRequestTakesWhatTheCostModelSays) {
   EXPECT_EQ(result.requests[0].finish, FinishKind::kLength);
 }
 
+TEST(Simulator, SpeculationTakesAsManyStepsAsAcceptanceSays) {
+  constexpr CostModel kSteps{.step = 1};
+  std::vector<Arrival> trace;
+  for (int i = 0; i < 4; ++i) trace.push_back(arrival(0, 10, 3000, 100 * i));
+  const auto plain = run(big_pool(), kSteps, trace);
+  SimulationOptions options{.check_every = 50, .draft_tokens = 3, .acceptance = 0.8};
+  const auto drafted = run(big_pool(), kSteps, trace, options);
+  EXPECT_EQ(plain.output_tokens, drafted.output_tokens);
+  // (1 - a^(k+1)) / (1 - a) tokens a step
+  EXPECT_NEAR(plain.makespan / drafted.makespan, 2.952, 0.1);
+  EXPECT_NEAR(
+      static_cast<double>(drafted.accepted_tokens) / static_cast<double>(drafted.draft_tokens),
+      1.952 / 3, 0.03);
+  options.acceptance = 1;
+  EXPECT_NEAR(plain.makespan / run(big_pool(), kSteps, trace, options).makespan, 4, 0.01);
+  options.acceptance = 0;
+  EXPECT_EQ(plain.makespan, run(big_pool(), kSteps, trace, options).makespan);
+}
+
 TEST(Simulator, RefusesNonsense) {
+  EXPECT_EQ(simulate(big_pool(), kLaptop, {}, {.acceptance = 1.5}).error().param, "options");
+
   EXPECT_EQ(simulate(big_pool(), kLaptop, std::vector{arrival(1, 1, 1, 0), arrival(0, 1, 1, 0)})
                 .error()
                 .param,
