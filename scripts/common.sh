@@ -9,8 +9,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"
   elif command -v sudo >/dev/null; then sudo "$@"
-  else die "root is needed for: $*
-  Run this as root once, or ask an administrator to run: apt-get install $(tr '\n' ' ' < scripts/apt-packages.txt)"
+  else die "root is needed, and there is no sudo; as root: $*"
   fi
 }
 
