@@ -8,6 +8,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 # apt_install PACKAGE...: as root or by sudo; without either it says what to run.
 apt_install() {
   local root=()
+  command -v apt-get >/dev/null || die "missing: $*; install them, or their counterparts, by your system's package manager"
   if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || die "these Debian packages are missing, and only root may install them (there is no sudo);
   as root: apt-get install $*"
