@@ -2,7 +2,8 @@
 # fuzz.sh [TARGET...]: builds the fuzz targets with clang (libFuzzer, ASan, UBSan), replays the inputs
 # that once found something (tests/fuzz/regressions) and runs each target, all by default, for
 # SECONDS_EACH seconds (default 60), as many at once as there are CPUs. Corpora grow in
-# build/fuzz/corpus from run to run. A finding ends it with the path of the input.
+# build/fuzz/corpus from run to run. A finding ends it with the path of the input. SEED=N repeats the
+# same random choices (default: others each time).
 . "$(dirname "$0")/common.sh"
 seconds=${SECONDS_EACH:-60}
 command -v clang++-16 >/dev/null || scripts/install_deps.sh lint
@@ -21,7 +22,7 @@ fuzz_one() {
     [ -d "$folder" ] && inputs+=("$folder")
   done
   # Time limits are of the wall clock: generous, for machines that do other work as well.
-  "$work/tests/fuzz/$name" -max_total_time="$seconds" -rss_limit_mb=3000 -timeout=60 -report_slow_units=60 \
+  "$work/tests/fuzz/$name" -max_total_time="$seconds" -seed="${SEED:-0}" -rss_limit_mb=3000 -timeout=60 -report_slow_units=60 \
     -print_final_stats=1 -dict="$work/seeds/$name.dict" -artifact_prefix="$work/artifacts/$name-" \
     "$corpus" "$work/seeds/$name" "${inputs[@]}" > "$log" 2>&1 || status=$?
   if [ "$status" != 0 ]; then
