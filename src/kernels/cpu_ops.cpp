@@ -199,7 +199,7 @@ std::string_view isa_name(Isa isa) {
 
 Result<std::shared_ptr<Ops>> make_cpu_ops(const CpuOpsOptions& options,
                                           platform::ThreadPool& pool) {
-  const PackOptions pack{options.quantise_activations};
+  const PackOptions pack{options.quantise_activations, options.fp8_as_int8};
   const std::vector<Isa> isas = supported_isas();
   if (options.isa && std::find(isas.begin(), isas.end(), *options.isa) == isas.end()) {
     std::string have;

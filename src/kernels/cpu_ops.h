@@ -19,6 +19,8 @@ struct CpuOpsOptions {
   /// Activations of GGUF-quantised weights are rounded to int8 blocks (fast); false computes them
   /// in float32 (slow, exact up to rounding).
   bool quantise_activations = true;
+  /// Block-FP8 weights (DeepSeek-V3) are computed as int8 by int8 (PackOptions::fp8_as_int8).
+  bool fp8_as_int8 = false;
 };
 
 std::vector<Isa> supported_isas();

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/fp8_as_int8.h"
 #include "kernels/linear_internal.h"
 #include "quant/codecs.h"
 #include "quant/fp8.h"
@@ -185,11 +186,10 @@ Status check_linear_spec(const LinearSpec& spec) {
   return {};
 }
 
-Result<std::unique_ptr<LinearWeight>> pack_linear(Isa isa, const LinearSpec& spec,
-                                                  const PackOptions& options) {
-  CAPSTAN_RETURN_IF_ERROR(check_linear_spec(spec));
-  if (isa == Isa::kRef) return pack_linear_ref(spec);
+namespace {
 
+Result<std::unique_ptr<LinearWeight>> pack_panels(Isa isa, const LinearSpec& spec,
+                                                  const PackOptions& options) {
   auto weight = std::make_unique<PanelWeight>();
   weight->isa = isa;
   weight->k_ = spec.parts[0].cols();
@@ -222,6 +222,17 @@ Result<std::unique_ptr<LinearWeight>> pack_linear(Isa isa, const LinearSpec& spe
     place += static_cast<size_t>(s.groups) * s.group_bytes();
   }
   return std::unique_ptr<LinearWeight>(std::move(weight));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LinearWeight>> pack_linear(Isa isa, const LinearSpec& spec,
+                                                  const PackOptions& options) {
+  CAPSTAN_RETURN_IF_ERROR(check_linear_spec(spec));
+  if (isa == Isa::kRef) return pack_linear_ref(spec);
+  if (options.fp8_as_int8 && options.quantise_activations)
+    return pack_panels(isa, Fp8AsInt8(spec).spec(), options);
+  return pack_panels(isa, spec, options);
 }
 
 }  // namespace capstan::kernels

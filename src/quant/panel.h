@@ -26,6 +26,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "tensor/dtype.h"
 
@@ -53,8 +54,10 @@ void pack_panel(DType dtype, const std::byte* rows, size_t row_bytes, int column
 /// scales[ceil(k/128)]: those of the block of rows that the panel belongs to.
 void pack_fp8_scales(const float* scales, int64_t k, std::byte* panel);
 
-/// Read-mostly memory for packed weights: zeroed, aligned to 2 MiB where large, huge pages asked
-/// for (a 4 KiB page is read in 0.15 us at full speed; page walks would show). Move-only owner.
+/// Read-mostly memory for packed weights: zeroed, aligned to 2 MiB where large (32 MiB), to 4 KiB
+/// where not, huge pages asked for (a 4 KiB page is read in 0.15 us at full speed; page walks would
+/// show). Smaller buffers share mappings; no two share a page. Move-only owner. Safe to make from
+/// several threads at once.
 class PanelBuffer {
  public:
   PanelBuffer() = default;
@@ -71,8 +74,8 @@ class PanelBuffer {
  private:
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
-  void* mapping_ = nullptr;
-  size_t mapped_ = 0;
+  class Mapping;
+  std::shared_ptr<Mapping> mapping_;
 };
 
 }  // namespace capstan::quant

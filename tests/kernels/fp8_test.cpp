@@ -167,6 +167,38 @@ TEST(LinearFp8, ScalesMayBeBf16) {
   }
 }
 
+// The option that trades exactness for speed: off unless asked for, and within the tolerance.
+TEST(LinearFp8, AsInt8) {
+  const int64_t k = 672, n = 200;
+  const Fp8Matrix w(n, k, 5), odd(n, 40, 6);
+  for (Isa isa : linear_test::runnable_isas()) {
+    if (isa == Isa::kRef) continue;
+    const auto pack_as = [&](const Fp8Matrix& m, bool as_int8, bool quantise) {
+      const TensorView view = m.view(), scale = m.scale_view();
+      auto packed = pack_linear(
+          isa, {.parts = {&view, 1}, .biases = {}, .swiglu_pair = false, .scales = {&scale, 1}},
+          {.quantise_activations = quantise, .fp8_as_int8 = as_int8});
+      EXPECT_TRUE(packed.ok());
+      return std::move(*packed);
+    };
+    const auto int8 = pack_as(w, true, true);
+    EXPECT_EQ(int8->bytes(), dtype_bytes(DType::kQ8_0, 208 * k));
+    for (int64_t m : {1, 6, 33}) {
+      const auto x = linear_test::activations(0, m, k);
+      const auto want = fp8_test::reference({&w, 1}, x, m);
+      const auto y = product(isa, *int8, x, m, 2);
+      EXPECT_LT(linear_test::cosdiff(y, want), 2e-4) << isa_label(isa);
+      EXPECT_GT(linear_test::relmax(y, want), 1e-5) << "it should have been rounded";
+      EXPECT_LT(linear_test::relmax(product(isa, *pack_as(w, true, false), x, m, 2), want), 1e-5);
+      // Rows that do not divide into blocks of 32 stay as they are.
+      const auto x_odd = linear_test::activations(0, m, 40);
+      EXPECT_LT(linear_test::relmax(product(isa, *pack_as(odd, true, true), x_odd, m, 2),
+                                    fp8_test::reference({&odd, 1}, x_odd, m)),
+                1e-5);
+    }
+  }
+}
+
 TEST(LinearFp8, RefusesWhatIsWrongWithScalesAndCodes) {
   const auto refuse = [](const Fp8Matrix& w, const std::vector<TensorView>& scales,
                          const std::vector<const char*>& texts) {
