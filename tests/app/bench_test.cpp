@@ -106,7 +106,9 @@ TEST(BenchModel, EveryBenchmarkRunsOnATinyModel) {
   ASSERT_TRUE(serve.ok()) << serve.error().message;
   for (const auto& [key, value] : serve->front().values) {
     // Two pages of 16 tokens are shared by every prompt of 40.
-    if (key == "cached_share") EXPECT_DOUBLE_EQ(value, 0.8);
+    if (key == "cached_share") {
+      EXPECT_DOUBLE_EQ(value, 0.8);
+    }
   }
 }
 
