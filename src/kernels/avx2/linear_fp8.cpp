@@ -22,7 +22,8 @@ namespace {
 
 constexpr int64_t kBlock = 128;
 constexpr int64_t kPairBytes = 2 * kPanelColumns;
-// Bytes between a read and its prefetch: what DRAM delivers to one core in 300 ns.
+// Bytes between a read and its prefetch. One row from DRAM on one Zen 3 core: 12.1, 14.8, 14.0 and
+// 14.4 weights a ns with 2, 4, 8 and 12 KiB; 6 without.
 constexpr int64_t kAhead = 4096;
 
 // Columns 0..7 and 8..15 of the two elements of a pair.
