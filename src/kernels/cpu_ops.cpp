@@ -11,7 +11,7 @@
 #include "kernels/cpu_kernels.h"
 #include "kernels/experts.h"
 #include "kernels/linear.h"
-#include "kernels/mla_projection.h"
+#include "kernels/mla_plan.h"
 #include "kernels/ref/ref_ops.h"
 #include "kernels/router.h"
 #include "platform/cpu.h"
@@ -26,6 +26,10 @@ constexpr int64_t kSerialElements = 8192;
 
 const CpuKernels& kernels_of(Isa isa) {
   return isa == Isa::kAvx512 ? avx512_kernels() : avx2_kernels();
+}
+
+const MlaKernels& mla_kernels_of(Isa isa) {
+  return isa == Isa::kAvx512 ? avx512_mla_kernels() : avx2_mla_kernels();
 }
 
 /// f(row) for all rows, in contiguous shares.
@@ -97,8 +101,15 @@ class CpuOps final : public Ops {
     return PackedMla::pack(spec);
   }
 
-  void mla_store(const MlaStoreArgs& args) override { ref::mla_store(args); }
-  void mla_attention(const MlaAttentionArgs& args) override { ref::mla_attention(args); }
+  void mla_store(const MlaStoreArgs& args) override {
+    if (isa_ == Isa::kRef) return ref::mla_store(args);
+    mla_.store(mla_kernels_of(isa_), args, pool_);
+  }
+
+  void mla_attention(const MlaAttentionArgs& args) override {
+    if (isa_ == Isa::kRef) return ref::mla_attention(args);
+    mla_.run(mla_kernels_of(isa_), args, pool_);
+  }
 
   void route(const RouteArgs& args) override {
     if (isa_ == Isa::kRef) return ref::route(args);
@@ -125,6 +136,7 @@ class CpuOps final : public Ops {
   platform::ThreadPool& pool_;
   AttentionPlan plan_;
   ExpertsPlan experts_plan_;
+  MlaPlan mla_;
 };
 
 /// Seconds of a product shaped like a small model's layer, for one row and for sixteen.

@@ -85,12 +85,14 @@ std::vector<float> transposed(const std::vector<float>& in, int rows, int cols) 
   return out;
 }
 
-/// Writes a matrix [k, n] to rows of n_padded elements of the (zeroed) store.
+/// Writes a matrix [k, n] as panels to the (zeroed) store.
 void put(const std::vector<float>& in, int k, int n, DType dtype, std::byte* out) {
-  const size_t stride = dtype_bytes(dtype, mla_padded(n));
-  for (int i = 0; i < k; ++i) {
-    (void)quant::quantize_row(dtype, in.data() + static_cast<int64_t>(i) * n,
-                              out + static_cast<size_t>(i) * stride, n);  // no block formats here
+  const size_t piece = dtype_bytes(dtype, kMlaColumns);
+  for (int c = 0; c < n; c += kMlaColumns) {
+    for (int i = 0; i < k; ++i, out += piece) {  // cannot fail: no block formats here
+      (void)quant::quantize_row(dtype, in.data() + int64_t{i} * n + c, out,
+                                std::min(kMlaColumns, n - c));
+    }
   }
 }
 
@@ -128,10 +130,11 @@ Result<DType> stored_dtype(const TensorView& t) {
 MlaMatrix PackedMla::key(int head) const {
   const auto h = static_cast<size_t>(head);
   MlaMatrix m;
-  m.data = data_.data() + h * (key_bytes_ + value_bytes_);
+  m.data = data_.data() + h * key_bytes_;
   m.dtype = dtype_;
   m.k = shape_.nope_dim;
-  m.n_padded = mla_padded(shape_.rank);
+  m.panels = mla_padded(shape_.rank) / kMlaColumns;
+  m.panel_stride = int64_t{m.k} * kMlaColumns;
   if (dtype_ == DType::kF8E4M3) {
     m.scales = scales_.data() + h * (key_scales_ + value_scales_);
     m.k_offset = head * (shape_.nope_dim + shape_.value_dim) % kScaleBlock;
@@ -142,10 +145,11 @@ MlaMatrix PackedMla::key(int head) const {
 MlaMatrix PackedMla::value(int head) const {
   const auto h = static_cast<size_t>(head);
   MlaMatrix m;
-  m.data = data_.data() + h * (key_bytes_ + value_bytes_) + key_bytes_;
+  m.data = data_.data() + static_cast<size_t>(shape_.heads) * key_bytes_ + h * value_bytes_;
   m.dtype = dtype_;
   m.k = shape_.rank;
-  m.n_padded = mla_padded(shape_.value_dim);
+  m.panels = mla_padded(shape_.value_dim) / kMlaColumns;
+  m.panel_stride = int64_t{m.k} * kMlaColumns;
   if (dtype_ == DType::kF8E4M3) {
     m.scales = scales_.data() + h * (key_scales_ + value_scales_) + key_scales_;
   }
@@ -153,12 +157,16 @@ MlaMatrix PackedMla::value(int head) const {
 }
 
 void PackedMla::decode(const MlaMatrix& m, float* out) {
-  quant::dequantize_row(m.dtype, m.data, out, int64_t{m.k} * m.n_padded);
-  if (m.dtype != DType::kF8E4M3) return;
-  for (int i = 0; i < m.k; ++i) {
-    const float* scale = m.scales + (i + m.k_offset) / kScaleBlock * (m.n_padded / kMlaColumns);
-    for (int j = 0; j < m.n_padded; ++j) {
-      out[static_cast<int64_t>(i) * m.n_padded + j] *= scale[j / kMlaColumns];
+  std::vector<float> panel(static_cast<size_t>(m.k) * kMlaColumns);
+  for (int p = 0; p < m.panels; ++p) {
+    quant::dequantize_row(m.dtype, m.panel(p), panel.data(), int64_t{m.k} * kMlaColumns);
+    for (int i = 0; i < m.k; ++i) {
+      const float scale =
+          m.scales == nullptr ? 1.0f : m.scales[(i + m.k_offset) / kScaleBlock * m.panels + p];
+      for (int j = 0; j < kMlaColumns; ++j) {
+        out[(int64_t{i} * m.panels + p) * kMlaColumns + j] =
+            panel[static_cast<size_t>(i * kMlaColumns + j)] * scale;
+      }
     }
   }
 }
@@ -247,9 +255,10 @@ Status PackedMla::fill(const MlaProjectionSpec& spec, DType dtype) {
       k = transposed(decode_rows(spec.k_b, int64_t{h} * s.rank, s.rank), s.rank, s.nope_dim);
       v = decode_rows(spec.v_b, int64_t{h} * s.value_dim, s.value_dim);
     }
-    std::byte* out = data_.data() + static_cast<size_t>(h) * (key_bytes_ + value_bytes_);
-    put(k, s.nope_dim, s.rank, dtype_, out);
-    put(transposed(v, s.value_dim, s.rank), s.rank, s.value_dim, dtype_, out + key_bytes_);
+    put(k, s.nope_dim, s.rank, dtype_, data_.data() + static_cast<size_t>(h) * key_bytes_);
+    put(transposed(v, s.value_dim, s.rank), s.rank, s.value_dim, dtype_,
+        data_.data() + static_cast<size_t>(s.heads) * key_bytes_ +
+            static_cast<size_t>(h) * value_bytes_);
   }
   return {};
 }

@@ -12,22 +12,26 @@
 
 namespace capstan::kernels {
 
-/// Columns per scale of an F8_E4M3 matrix, and what rows of a matrix are padded to: either vector
-/// width divides it.
+/// Columns of a panel: either vector width divides it.
 inline constexpr int kMlaColumns = 16;
 constexpr int mla_padded(int n) { return (n + kMlaColumns - 1) / kMlaColumns * kMlaColumns; }
 
-/// A matrix [k, n] whose rows are padded to n_padded elements (zero), the right operand B of
-/// Y = X B. Row-major, so that a vector holds consecutive outputs and a sum runs over rows in
-/// ascending order: no horizontal sums, and each weight is read once.
+/// A matrix [k, n], the right operand B of Y = X B, in panels of 16 columns: [n/16][k][16], columns
+/// beyond n zero. Sums run along k in ascending order, one lane an output: no horizontal sums, and
+/// each panel is read from front to back.
 struct MlaMatrix {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;  // F32, F16, BF16, F8_E4M3
   int k = 0;
-  int n_padded = 0;
-  /// F8_E4M3: element (i, j) is multiplied by scales[(i + k_offset) / 128 * (n_padded/16) + j/16].
+  int panels = 0;
+  int64_t panel_stride = 0;  // elements between panels, >= k*16
+  /// F8_E4M3: element (i, j) is multiplied by scales[(i + k_offset) / 128 * panels + j / 16].
   const float* scales = nullptr;
   int k_offset = 0;
+
+  const std::byte* panel(int p) const {
+    return data + static_cast<int64_t>(dtype_bytes(dtype, p * panel_stride));
+  }
 };
 
 /// Weights keep the checkpoint's precision: F32, F16 and BF16 as they are; F8_E4M3 as bytes with
@@ -48,7 +52,7 @@ class PackedMla final : public MlaProjection {
   MlaMatrix key(int head) const;
   /// V_h transposed, [rank, value_dim]: o = u V_h^T.
   MlaMatrix value(int head) const;
-  /// A matrix in float32, [k, n_padded].
+  /// A matrix in float32, row-major: [k, panels * 16].
   static void decode(const MlaMatrix& matrix, float* out);
 
  private:
@@ -57,8 +61,8 @@ class PackedMla final : public MlaProjection {
 
   MlaShape shape_;
   DType dtype_ = DType::kF32;
-  quant::PanelBuffer data_;    // [head][K_h, V_h^T]
-  std::vector<float> scales_;  // [head][K_h's, V_h^T's]
+  quant::PanelBuffer data_;    // all K_h, then all V_h^T
+  std::vector<float> scales_;  // per head: K_h's, V_h^T's
   size_t key_bytes_ = 0, value_bytes_ = 0;
   size_t key_scales_ = 0, value_scales_ = 0;
 };

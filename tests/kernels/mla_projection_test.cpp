@@ -14,7 +14,7 @@ const PackedMla& packed(const Result<std::unique_ptr<MlaProjection>>& result) {
 }
 
 std::vector<float> decoded(const MlaMatrix& m) {
-  std::vector<float> out(static_cast<size_t>(m.k) * static_cast<size_t>(m.n_padded), NAN);
+  std::vector<float> out(static_cast<size_t>(m.k) * static_cast<size_t>((m.panels * kMlaColumns)), NAN);
   PackedMla::decode(m, out.data());
   return out;
 }
@@ -28,17 +28,17 @@ void expect_weights(const PackedMla& packed, const KvB& weights, float tolerance
     ASSERT_EQ(value.k, s.rank);
     const auto k = decoded(key), v = decoded(value);
     for (int d = 0; d < s.nope_dim; ++d) {
-      for (int e = 0; e < key.n_padded; ++e) {
+      for (int e = 0; e < (key.panels * kMlaColumns); ++e) {
         const float expected = e < s.rank ? weights.k_row(h, d)[e] : 0.0f;
-        ASSERT_NEAR(k[static_cast<size_t>(d * key.n_padded + e)], expected,
+        ASSERT_NEAR(k[static_cast<size_t>(d * (key.panels * kMlaColumns) + e)], expected,
                     tolerance * std::fabs(expected))
             << "head " << h << " row " << d << " column " << e;
       }
     }
     for (int e = 0; e < s.rank; ++e) {
-      for (int j = 0; j < value.n_padded; ++j) {
+      for (int j = 0; j < (value.panels * kMlaColumns); ++j) {
         const float expected = j < s.value_dim ? weights.v_row(h, j)[e] : 0.0f;
-        ASSERT_NEAR(v[static_cast<size_t>(e * value.n_padded + j)], expected,
+        ASSERT_NEAR(v[static_cast<size_t>(e * (value.panels * kMlaColumns) + j)], expected,
                     tolerance * std::fabs(expected))
             << "head " << h << " row " << e << " column " << j;
       }

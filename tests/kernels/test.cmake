@@ -11,6 +11,12 @@ set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/avx512/ops_avx512.cp
   COMPILE_OPTIONS "-O1;-mavx2;-mfma;-mf16c;-Wno-psabi;${CAPSTAN_SIMDE_PLAIN};-Wno-pedantic;-include;${CMAKE_SOURCE_DIR}/tests/kernels/simde_avx512.h"
   COMPILE_DEFINITIONS "CAPSTAN_SIMDE=1;VecAvx512=VecSimde512;avx512_kernels=simde_avx512_kernels")
 
+# Latent attention likewise.
+target_sources(kernels_test PRIVATE ${CMAKE_SOURCE_DIR}/src/kernels/avx512/mla_avx512.cpp)
+set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/avx512/mla_avx512.cpp PROPERTIES
+  COMPILE_OPTIONS "-O1;-mavx2;-mfma;-mf16c;-Wno-psabi;${CAPSTAN_SIMDE_PLAIN};-Wno-pedantic;-include;${CMAKE_SOURCE_DIR}/tests/kernels/simde_avx512.h"
+  COMPILE_DEFINITIONS "CAPSTAN_SIMDE=1;VecAvx512=VecSimde512;avx512_mla_kernels=simde_avx512_mla_kernels")
+
 # And linear()'s: the table's name and the namespace are replaced for the same reason. -O1, because
 # SIMDe's generic code for the unrolled kernels takes minutes and a gigabyte at -O2.
 set(CAPSTAN_LINEAR_AVX512 ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_quantised.cpp

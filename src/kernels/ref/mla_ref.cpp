@@ -18,8 +18,10 @@ struct HeadRows {
 
 HeadRows expand(const MlaShape& s, const std::vector<float>& cache, int kv_len,
                 const MlaMatrix& key, const MlaMatrix& value) {
-  std::vector<float> k(static_cast<size_t>(key.k) * static_cast<size_t>(key.n_padded));
-  std::vector<float> v(static_cast<size_t>(value.k) * static_cast<size_t>(value.n_padded));
+  std::vector<float> k(static_cast<size_t>(key.k) *
+                       static_cast<size_t>((key.panels * kMlaColumns)));
+  std::vector<float> v(static_cast<size_t>(value.k) *
+                       static_cast<size_t>((value.panels * kMlaColumns)));
   PackedMla::decode(key, k.data());
   PackedMla::decode(value, v.data());
   HeadRows out;
@@ -30,11 +32,11 @@ HeadRows expand(const MlaShape& s, const std::vector<float>& cache, int kv_len,
     double* kt = out.k.data() + int64_t{t} * s.nope_dim;
     double* vt = out.v.data() + int64_t{t} * s.value_dim;
     for (int d = 0; d < s.nope_dim; ++d) {
-      const float* row = k.data() + int64_t{d} * key.n_padded;
+      const float* row = k.data() + int64_t{d} * (key.panels * kMlaColumns);
       for (int e = 0; e < s.rank; ++e) kt[d] += static_cast<double>(row[e]) * c[e];
     }
     for (int e = 0; e < s.rank; ++e) {
-      const float* row = v.data() + int64_t{e} * value.n_padded;
+      const float* row = v.data() + int64_t{e} * (value.panels * kMlaColumns);
       for (int j = 0; j < s.value_dim; ++j) vt[j] += static_cast<double>(row[j]) * c[e];
     }
   }

@@ -1,0 +1,19 @@
+#include "kernels/mla_kernels.h"
+#include "kernels/simd/mla_impl.h"
+#include "kernels/simd/mla_naive_impl.h"
+#include "kernels/simd/vec_avx512.h"
+
+namespace capstan::kernels {
+
+const MlaKernels& avx512_mla_kernels() {
+  using V = simd::VecAvx512;
+  static constexpr MlaKernels kernels = {
+      simd::mla_store_row<V>,       simd::product<V>,
+      simd::decode_rows<V>,         simd::attend_latents<V>,
+      simd::merge_latent_states<V>, simd::finish_latents<V>,
+      simd::stage_latents<V>,       simd::attend_naive<V>,
+  };
+  return kernels;
+}
+
+}  // namespace capstan::kernels
