@@ -35,7 +35,7 @@ TEST(LinearFp8, MatchesFloat64) {
                        << isa_label(isa) << " k " << k << " n " << n << " m " << m);
           const auto x = linear_test::activations(0, m, k);
           linear_test::expect_close(DType::kF32, isa, product(isa, *packed, x, m, 2),
-                                    fp8_test::reference({&w, 1}, x, m));
+                                    fp8_test::reference({&w, 1}, x, m), k);
         }
       }
     }
@@ -112,7 +112,7 @@ TEST(LinearFp8, EpiloguesAndOtherTypesBeside) {
     const auto x = linear_test::activations(0, 5, k);
     const auto stacked = pack(isa, w), pair = pack(isa, w, true);
     const auto store = product(isa, *stacked, x, 5, 2);
-    linear_test::expect_close(DType::kF32, isa, store, fp8_test::reference(w, x, 5));
+    linear_test::expect_close(DType::kF32, isa, store, fp8_test::reference(w, x, 5), k);
     const auto add = product(isa, *stacked, x, 5, 2, Epilogue::kAdd);
     for (size_t i = 0; i < add.size(); ++i)
       ASSERT_NEAR(add[i], linear_test::kAddBase + store[i], 1e-6);

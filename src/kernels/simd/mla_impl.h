@@ -95,11 +95,12 @@ void score_tile(const float* keys, int stride, const float* q, float* scores) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       x[r] = V::load(q + r * stride + i);
-      V::pin(x[r]);  // GCC would rather load it again for each use, and loads are the bottleneck
+      V::pin(x[r]);  // GCC would rather load it again for each use: loads are the bottleneck then
     }
 #pragma GCC unroll 4
     for (int m = 0; m < 4; ++m) {
-      const F key = V::load(keys + m * stride + i);
+      F key = V::load(keys + m * stride + i);
+      V::pin(key);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r][m] = V::fma(x[r], key, acc[r][m]);
     }
@@ -130,7 +131,8 @@ void weigh_tile(const float* tile, int stride, int n, const float* p, const floa
     for (int r = 0; r < R; ++r) w[r] = V::set1(p[r * kMlaTile + j]);
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
-      const F v = V::load(tile + int64_t{j} * stride + c * V::kLanes);
+      F v = V::load(tile + int64_t{j} * stride + c * V::kLanes);
+      V::pin(v);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r][c] = V::fma(w[r], v, acc[r][c]);
     }
@@ -198,10 +200,14 @@ class LatentSegment {
   void attend_rows(int first, int rows, int seen) {
     const float* q = block_.q + int64_t{first} * stride_;
     float* scores = scratch_.scores + first * kMlaTile;
-    for (int j = 0; j < seen; j += 4) {
+    // A run's queries and eight keys share the first level cache; queries of 16 heads do not fit it
+    // and would come from the second for every four keys.
+    for (int j = 0; j < seen; j += 8) {
       for_even_runs<V::kRows>(rows, [&]<int R>(int r) {
-        score_tile<V, R>(scratch_.tile + int64_t{j} * stride_, stride_, q + int64_t{r} * stride_,
-                         scores + r * kMlaTile + j);
+        for (int at = j; at < std::min(seen, j + 8); at += 4) {
+          score_tile<V, R>(scratch_.tile + int64_t{at} * stride_, stride_, q + int64_t{r} * stride_,
+                           scores + r * kMlaTile + at);
+        }
       });
     }
     float* state = state_ + int64_t{first} * state_stride_;
