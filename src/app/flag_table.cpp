@@ -33,7 +33,7 @@ constexpr Flag kFlags[] = {
 {"load-format", "", kString, "auto", "auto safetensors gguf dummy pt npcache sharded_state bitsandbytes layered mistral flash_rl remote remote_instance fastsafetensors private runai_streamer", 1, kEffective, "Model", "auto, safetensors, gguf, or dummy: random weights, only config and tokenizer are read. Others are refused"},
 {"quantization", "", kString, "", "awq fp8 mxfp8 gptq marlin gptq_marlin awq_marlin bitsandbytes gguf modelopt modelopt_fp8 modelopt_fp4 modelopt_mixed petit_nvfp4 w8a8_int8 w8a8_fp8 moe_wna16 qoq w4afp8 mxfp4 auto-round compressed-tensors unquant quark", 1, kEffective, "Model", "Taken from the checkpoint; a value that contradicts it is an error"},
 {"dtype", "", kString, "auto", "auto half float16 bfloat16 float float32", 1, kNoEffect, "Model", "Activations are float32 always; weights keep the checkpoint's type"},
-{"kv-cache-dtype", "", kString, "auto", "auto f32 float32 f16 float16 bf16 bfloat16 fp8_e5m2 fp8_e4m3 fp4_e2m1", 1, kEffective, "Model", "auto: f32 for F32 checkpoints, else f16; fp8 and fp4 are refused"},
+{"kv-cache-dtype", "", kString, "auto", "auto f32 float32 f16 float16 bf16 bfloat16 fp8_e5m2 fp8_e4m3 fp4_e2m1", 1, kEffective, "Model", "auto: f32 for F32 checkpoints, else f16; fp8_e4m3 for latent attention (DeepSeek) only; fp8_e5m2 and fp4 are refused"},
 {"revision", "", kString, "", "", 1, kNoEffect, "Model", "The model is a local path"},
 {"download-dir", "", kString, "", "", 1, kNoEffect, "Model", "The model is a local path"},
 {"weight-version", "", kString, "default", "", 1, kEffective, "Model", "Echoed in response metadata and model info"},

@@ -133,6 +133,14 @@ Result<DType> decide_kv_dtype(const std::string& flag, const model::ModelConfig&
   if (flag == "f32" || flag == "float32") return DType::kF32;
   if (flag == "f16" || flag == "float16") return DType::kF16;
   if (flag == "bf16" || flag == "bfloat16") return DType::kBF16;
+  if (flag == "fp8_e4m3") {
+    if (config.has_mla()) return DType::kF8E4M3;
+    return invalid_argument(
+        "--kv-cache-dtype fp8_e4m3 is for models with latent attention "
+        "(DeepSeek), and this one is a " +
+            config.architecture_name + "; use auto, f16, bf16 or f32",
+        "kv-cache-dtype");
+  }
   return invalid_argument("--kv-cache-dtype " + flag + " is not available", "kv-cache-dtype");
 }
 

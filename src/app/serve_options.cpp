@@ -329,10 +329,10 @@ Status fill_model(const FlagValues& f, const Environment& env, ServeOptions& o) 
                                      "GGUF files: use auto, or convert the checkpoint");
   }
   o.kv_cache_dtype = f.text("kv-cache-dtype");
-  if (o.kv_cache_dtype.starts_with("fp8") || o.kv_cache_dtype.starts_with("fp4")) {
+  if (o.kv_cache_dtype == "fp8_e5m2" || o.kv_cache_dtype.starts_with("fp4")) {
     return refuse("kv-cache-dtype", o.kv_cache_dtype +
-                                        " is not available in this version; use auto, f16, bf16 "
-                                        "or f32");
+                                        " is not available in this version; use auto, f16, bf16, "
+                                        "f32, or for DeepSeek models fp8_e4m3");
   }
   const std::string device = f.text("device");
   if (device != "auto" && device != "cpu") {

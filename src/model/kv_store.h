@@ -17,7 +17,7 @@ namespace capstan::model {
 class KvStore {
  public:
   /// dtype is F32, F16 or BF16, and for latent attention also F8_E4M3, which halves the cache again
-  /// and costs accuracy (figures: kernels/simd/mla_impl.h). `draft_layers`
+  /// and costs accuracy (figures: kernels::MlaStoreArgs). `draft_layers`
   /// (multi-token prediction) are numbered behind the model's own.
   static Result<KvStore> create(const ModelConfig& config, int num_pages, int page_size,
                                 DType dtype, int draft_layers = 0);

@@ -163,7 +163,7 @@ TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
       {"--enable-lora"},
       {"--is-embedding"},
       {"--tool-call-parser", "qwen25"},
-      {"--kv-cache-dtype", "fp8_e4m3"},
+      {"--kv-cache-dtype", "fp8_e5m2"},
       {"--load-format", "pt"},
       {"--device", "cuda"},
       {"--schedule-policy", "routing-key"},
@@ -267,6 +267,12 @@ TEST(ModelSetup, KvDtypeAndQuantization) {
   EXPECT_EQ(*decide_kv_dtype("auto", config), DType::kF16);
   EXPECT_EQ(*decide_kv_dtype("bfloat16", config), DType::kBF16);
   EXPECT_EQ(*decide_kv_dtype("f32", config), DType::kF32);
+  config.architecture_name = "Qwen3ForCausalLM";
+  const auto refused = decide_kv_dtype("fp8_e4m3", config);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_TRUE(contains(refused.error().message, "Qwen3ForCausalLM")) << refused.error().message;
+  config.mla.kv_lora_rank = 512;
+  EXPECT_EQ(*decide_kv_dtype("fp8_e4m3", config), DType::kF8E4M3);
   EXPECT_TRUE(check_quantization("", true).ok());
   EXPECT_TRUE(check_quantization("gguf", true).ok());
   EXPECT_FALSE(check_quantization("gguf", false).ok());

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "kernels/cpu_ops.h"
 #include "kernels/mla_fixture.h"
@@ -187,6 +188,39 @@ TEST_P(Mla, FutureKeysContributeNothingNotEvenNaN) {
       EXPECT_EQ(std::memcmp(out.data(), expected.data(), visible * sizeof(float)), 0);
       EXPECT_TRUE(std::isnan(out[visible])) << static_cast<int>(form);
     }
+  }
+}
+
+// Random queries and latents of V2-Lite's sizes, 1000 keys, scores of deviation one: what rounding
+// the cache costs against a float32 cache. cosdiff = 1 - 2xy / (xx + yy).
+TEST_P(Mla, RoundedCachesCostWhatIsDocumented) {
+  if (emulated()) GTEST_SKIP() << "rounding is the same";
+  platform::ThreadPool pool(2);
+  std::mt19937 random(23);
+  const KvB weights(random, kLite, DType::kF32);
+  const auto projection = PackedMla::pack(weights.spec());
+  ASSERT_TRUE(projection.ok());
+  const LatentSequence exact(random, kLite, 1000, DType::kF32);
+  std::vector<float> expected;
+  for (const auto& [dtype, low, high] :
+       {std::tuple{DType::kF32, 0.0, 1e-9}, std::tuple{DType::kF16, 1e-9, 1e-6},
+        std::tuple{DType::kBF16, 1e-7, 3e-5}, std::tuple{DType::kF8E4M3, 1e-4, 3e-3}}) {
+    LatentCache cache(kLite, dtype, 16, 1000, 1);
+    const auto pages = exact.store(cache);
+    const auto out =
+        attend(cache, **projection, MlaForm::kAbsorbed, {{&exact, &pages, 992, 8}}, pool);
+    if (expected.empty()) expected = out;
+    double xy = 0, norms = 0;
+    for (size_t i = 0; i < out.size(); ++i) {
+      xy += static_cast<double>(out[i]) * expected[i];
+      norms +=
+          static_cast<double>(out[i]) * out[i] + static_cast<double>(expected[i]) * expected[i];
+    }
+    const double cosdiff = std::fabs(1 - 2 * xy / norms);
+    RecordProperty(std::string(dtype_info(dtype).name), std::to_string(cosdiff));
+    std::printf("%s cache: cosdiff %.2e\n", dtype_info(dtype).name.data(), cosdiff);
+    EXPECT_GE(cosdiff, low) << dtype_info(dtype).name;
+    EXPECT_LE(cosdiff, high) << dtype_info(dtype).name;
   }
 }
 

@@ -28,6 +28,15 @@ typename V::F load_e4m3_small(const std::byte* p) {
   }
 }
 
+/// The same of sixteen bytes, in two vectors of eight.
+inline void load_e4m3_pair(const std::byte* p, __m256* out) {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  // The sign extends into the bit that the mask clears.
+  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(-0x4001));
+  out[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(half));
+  out[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
+}
+
 /// The values of V::kLanes bytes, NaN codes as NaN: for the cache.
 template <class V>
 typename V::F load_e4m3(const std::byte* p) {

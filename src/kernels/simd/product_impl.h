@@ -47,6 +47,19 @@ struct ElementF8 {
   static typename V::F load(const std::byte* p) { return load_e4m3_small<V>(p); }
 };
 
+/// One row of a panel, in 16 / V::kLanes vectors.
+template <class V, class B>
+void load_row(const std::byte* row, typename V::F* out) {
+  if constexpr (B::kScaled && V::kLanes == 8) {
+    load_e4m3_pair(row, out);
+  } else {
+#pragma GCC unroll 2
+    for (int v = 0; v < kMlaColumns / V::kLanes; ++v) {
+      out[v] = B::load(row + v * V::kLanes * B::kBytes);
+    }
+  }
+}
+
 enum class Start : uint8_t { kZero, kY, kScaledY };  // what the sum starts from
 
 inline constexpr int kProductRows = 6;
@@ -94,11 +107,14 @@ void product_tile(const float* x, int64_t x_stride, int k, const std::byte* b, i
       for (int p = 0; p < P; ++p) {
         const std::byte* row = b + p * b_stride + int64_t{i} * (kMlaColumns * B::kBytes);
         // A single row of x streams weights from memory: fetch what the next P panels hold here.
-        if constexpr (R == 1 && P > 1) __builtin_prefetch(row + P * b_stride, 0, 2);
+        if constexpr (R == 1 && P > 1) {
+          constexpr int kRowsPerLine = 64 / (kMlaColumns * B::kBytes);
+          if (i % kRowsPerLine == 0) __builtin_prefetch(row + P * b_stride, 0, 2);
+        }
+        load_row<V, B>(row, w[p]);
+        if constexpr (B::kScaled) {
 #pragma GCC unroll 2
-        for (int v = 0; v < kParts; ++v) {
-          w[p][v] = B::load(row + v * V::kLanes * B::kBytes);
-          if constexpr (B::kScaled) w[p][v] = V::mul(w[p][v], scale[p]);
+          for (int v = 0; v < kParts; ++v) w[p][v] = V::mul(w[p][v], scale[p]);
         }
       }
 #pragma GCC unroll 8
