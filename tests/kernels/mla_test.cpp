@@ -32,7 +32,7 @@ std::vector<MlaUnderTest> mla_under_test() {
 constexpr MlaShape kTiny{8, 32, 32, 32, 128};       // tiny-v3
 constexpr MlaShape kLite{16, 128, 64, 128, 512};    // V2-Lite
 constexpr MlaShape kOdd{3, 20, 6, 12, 28};          // nothing is a multiple of a vector
-constexpr MlaShape kManyHeads{70, 32, 16, 16, 64};  // more heads than a block has rows
+constexpr MlaShape kManyHeads{70, 32, 16, 80, 64};  // more heads than a block has rows
 constexpr MlaForm kForms[] = {MlaForm::kNaive, MlaForm::kAbsorbed, MlaForm::kAuto};
 
 class Mla : public ::testing::TestWithParam<MlaUnderTest> {
