@@ -5,6 +5,7 @@
 #include <random>
 
 #include "model/kv_store.h"
+#include "model/weights.h"
 
 namespace capstan::app {
 
@@ -43,11 +44,7 @@ Result<BenchModel> load_bench_model(const BenchOptions& options) {
 }
 
 double body_ops_per_token(const model::ModelConfig& config) {
-  const double hidden = static_cast<double>(config.hidden_size);
-  const double q = static_cast<double>(config.num_heads) * config.head_dim;
-  const double kv = static_cast<double>(config.num_kv_heads) * config.head_dim;
-  const double inter = static_cast<double>(config.intermediate_size);
-  return 2.0 * config.num_layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * inter);
+  return 2.0 * static_cast<double>(model::active_matrix_elements(config));
 }
 
 double head_ops_per_token(const model::ModelConfig& config) {

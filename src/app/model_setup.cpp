@@ -10,6 +10,7 @@
 #include "app/load_progress.h"
 #include "app/memory_plan.h"
 #include "base/log.h"
+#include "model/describe.h"
 #include "platform/cpu.h"
 
 namespace capstan::app {
@@ -169,9 +170,7 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
   engine::EngineConfig& e = options.engine;
   CAPSTAN_ASSIGN(e.scheduler.context_length, decide_context_length(options, config));
   CAPSTAN_ASSIGN(e.kv_dtype, decide_kv_dtype(options.kv_cache_dtype, config));
-  LOG_INFO("Model {}: {}, {} layers, hidden size {}, vocabulary {}, {:.2f} GB on disk", model_path,
-           config.architecture_name, config.num_layers, config.hidden_size, config.vocab_size,
-           static_cast<double>(out.checkpoint->total_bytes()) / 1e9);
+  LOG_INFO("Model {}: {}", model_path, model::describe(*out.checkpoint));
 
   CAPSTAN_ASSIGN(out.tokenizer, open_tokenizer(options, *out.checkpoint));
   CAPSTAN_ASSIGN(out.chat_template, open_chat_template(options, *out.tokenizer));

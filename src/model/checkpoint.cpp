@@ -173,8 +173,14 @@ Status FileCheckpoint::open_gguf(const std::string& overrides) {
   CAPSTAN_ASSIGN(const std::optional<std::string_view> name, gguf.string("general.name"));
   name_ = std::string(name.value_or(""));
   for (const TensorView& tensor : gguf.tensors()) {
-    CAPSTAN_RETURN_IF_ERROR(table_.add(hf_tensor_name(tensor.name), tensor, path_));
+    CAPSTAN_ASSIGN(auto parts, hf_tensors(tensor, path_));
+    for (auto& [hf_name, view] : parts) {
+      CAPSTAN_RETURN_IF_ERROR(table_.add(std::move(hf_name), std::move(view), path_));
+    }
   }
+  // Newer files hold the key and value halves of kv_b_proj apart; some hold all three.
+  config_.mla.split_kv_b = table_.find("model.layers.0.self_attn.k_b_proj.weight") != nullptr &&
+                           table_.find("model.layers.0.self_attn.kv_b_proj.weight") == nullptr;
   config_.weight_dtype = table_.bulk_dtype(config_.weight_dtype);
   return {};
 }

@@ -57,6 +57,11 @@ struct LoadProgress {
 struct LoadOptions {
   bool dummy_weights = false;  // --load-format dummy: random weights, only the config is read
   uint64_t dummy_seed = 0;
+  /// Loads the first multi-token prediction layer too (Model::draft); kInvalidArgument when the
+  /// config has none.
+  bool draft = false;
+  /// How latent attention is computed. kAbsorbed makes bits independent of chunking.
+  kernels::MlaForm mla_form = kernels::MlaForm::kAuto;
   /// Both are called from any thread of the pool, one call at a time, and must not throw.
   std::function<void(const LoadProgress&)> progress;  // at most every 100 ms, and at the end
   std::function<bool()> cancelled;                    // polled; loading stops with kAborted

@@ -5,6 +5,8 @@
 #include <boost/json/value.hpp>
 #include <cmath>
 
+#include "model/config_fields.h"
+#include "model/config_parts.h"
 #include "model/json.h"
 #include "model/printable.h"
 
@@ -12,14 +14,6 @@ namespace capstan::model {
 namespace {
 
 namespace json = boost::json;
-
-// Sizes above these are damage, not models; they keep every product of two of them inside int64.
-constexpr int64_t kMaxWidth = int64_t{1} << 24;  // hidden, intermediate; the largest known: 53248
-constexpr int64_t kMaxVocab = int64_t{1} << 28;  // token ids are int32
-constexpr int64_t kMaxLayers = 4096;
-constexpr int64_t kMaxHeads = 65536;
-constexpr int64_t kMaxHeadDim = 65536;
-constexpr int64_t kMaxPositions = INT32_MAX;
 
 struct ArchitectureInfo {
   Architecture id;
@@ -29,6 +23,9 @@ constexpr ArchitectureInfo kArchitectures[] = {
     {Architecture::kLlama, "LlamaForCausalLM", "llama"},
     {Architecture::kQwen2, "Qwen2ForCausalLM", "qwen2"},
     {Architecture::kQwen3, "Qwen3ForCausalLM", "qwen3"},
+    {Architecture::kQwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe"},
+    {Architecture::kDeepseekV2, "DeepseekV2ForCausalLM", "deepseek_v2"},
+    {Architecture::kDeepseekV3, "DeepseekV3ForCausalLM", "deepseek_v3"},
 };
 
 std::string supported_architectures() {
@@ -39,81 +36,6 @@ std::string supported_architectures() {
   }
   return list;
 }
-
-/// Typed access to one JSON object; null counts as absent.
-class Fields {
- public:
-  Fields(const json::object& object, std::string source)
-      : object_(object), source_(std::move(source)) {}
-
-  const std::string& source() const { return source_; }
-
-  const json::value* find(std::string_view key) const {
-    const json::value* v = object_.if_contains(key);
-    return v == nullptr || v->is_null() ? nullptr : v;
-  }
-
-  Error bad(std::string_view key, const json::value& value, const std::string& wanted) const {
-    return invalid_argument(source_ + ": " + std::string(key) + " is " + json_excerpt(value) +
-                            "; " + wanted);
-  }
-
-  Result<std::optional<int64_t>> integer(std::string_view key, int64_t low, int64_t high) const {
-    const json::value* v = find(key);
-    if (v == nullptr) return std::optional<int64_t>();
-    const std::string wanted =
-        "it must be an integer from " + std::to_string(low) + " to " + std::to_string(high);
-    if (!v->is_int64() || v->get_int64() < low || v->get_int64() > high) {
-      return bad(key, *v, wanted);
-    }
-    return std::optional<int64_t>(v->get_int64());
-  }
-
-  Result<int64_t> required_integer(std::string_view key, int64_t high) const {
-    CAPSTAN_ASSIGN(const std::optional<int64_t> v, integer(key, 1, high));
-    if (!v) return invalid_argument(source_ + ": " + std::string(key) + " is missing");
-    return *v;
-  }
-
-  Result<std::optional<double>> number(std::string_view key) const {
-    const json::value* v = find(key);
-    if (v == nullptr) return std::optional<double>();
-    double d = 0;
-    if (v->is_double()) {
-      d = v->get_double();
-    } else if (v->is_int64()) {
-      d = static_cast<double>(v->get_int64());
-    } else {
-      return bad(key, *v, "it must be a number");
-    }
-    if (!std::isfinite(d)) return bad(key, *v, "it must be finite");
-    return std::optional<double>(d);
-  }
-
-  Result<double> positive_number(std::string_view key, double absent) const {
-    CAPSTAN_ASSIGN(const std::optional<double> d, number(key));
-    if (d && *d <= 0) return bad(key, *find(key), "it must be above 0");
-    return d.value_or(absent);
-  }
-
-  Result<bool> boolean(std::string_view key, bool absent) const {
-    const json::value* v = find(key);
-    if (v == nullptr) return absent;
-    if (!v->is_bool()) return bad(key, *v, "it must be true or false");
-    return v->get_bool();
-  }
-
-  Result<std::optional<std::string>> string(std::string_view key) const {
-    const json::value* v = find(key);
-    if (v == nullptr) return std::optional<std::string>();
-    if (!v->is_string()) return bad(key, *v, "it must be a string");
-    return std::optional<std::string>(std::string(v->get_string()));
-  }
-
- private:
-  const json::object& object_;
-  std::string source_;
-};
 
 Result<ArchitectureInfo> read_architecture(const Fields& f) {
   if (const json::value* list = f.find("architectures")) {
@@ -168,66 +90,7 @@ Status refuse_unsupported(const Fields& f, Architecture architecture) {
                           });
     if (!all_full) return f.bad("layer_types", *types, "only full_attention is supported");
   }
-  if (const json::value* quantization = f.find("quantization_config")) {
-    const json::object* q = quantization->if_object();
-    const json::value* method = q == nullptr ? nullptr : q->if_contains("quant_method");
-    return f.bad("quantization_config", method == nullptr ? *quantization : *method,
-                 "quantised safetensors are not supported for this architecture; use the BF16 "
-                 "checkpoint or a GGUF file");
-  }
   return {};
-}
-
-Result<RopeConfig> read_rope(const Fields& f) {
-  RopeConfig rope;
-  // The newer spelling holds theta and scaling in one object; the older has them side by side.
-  const char* key = f.find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
-  const json::value* dictionary = f.find(key);
-  CAPSTAN_ASSIGN(rope.theta, f.positive_number("rope_theta", 10000.0));
-  if (dictionary == nullptr) return rope;
-  const json::object* object = dictionary->if_object();
-  if (object == nullptr) return f.bad(key, *dictionary, "it must be an object");
-  const Fields r(*object, f.source() + ": " + key);
-  CAPSTAN_ASSIGN(rope.theta, r.positive_number("rope_theta", rope.theta));
-  CAPSTAN_ASSIGN(std::optional<std::string> type, r.string("rope_type"));
-  if (!type) {
-    CAPSTAN_ASSIGN(type, r.string("type"));
-  }
-  if (!type || *type == "default") return rope;
-  if (*type != "llama3") {
-    return f.bad(key, *dictionary,
-                 "RoPE type " + printable(*type) + " is not supported; default and llama3 are");
-  }
-  rope.scaling = RopeScaling::kLlama3;
-  CAPSTAN_ASSIGN(rope.factor, r.positive_number("factor", 8.0));
-  CAPSTAN_ASSIGN(rope.low_freq_factor, r.positive_number("low_freq_factor", 1.0));
-  CAPSTAN_ASSIGN(rope.high_freq_factor, r.positive_number("high_freq_factor", 4.0));
-  CAPSTAN_ASSIGN(rope.original_max_position,
-                 r.required_integer("original_max_position_embeddings", kMaxPositions));
-  if (rope.high_freq_factor <= rope.low_freq_factor) {
-    return f.bad(key, *dictionary, "high_freq_factor must be above low_freq_factor");
-  }
-  return rope;
-}
-
-/// An id, a list of ids, or nothing.
-Result<std::vector<int32_t>> read_ids(const Fields& f, std::string_view key) {
-  std::vector<int32_t> ids;
-  const json::value* v = f.find(key);
-  if (v == nullptr) return ids;
-  const auto add = [&](const json::value& id) {
-    if (!id.is_int64() || id.get_int64() < 0 || id.get_int64() > INT32_MAX) return false;
-    ids.push_back(static_cast<int32_t>(id.get_int64()));
-    return true;
-  };
-  bool good = true;
-  if (const json::array* list = v->if_array()) {
-    for (const json::value& id : *list) good = good && add(id);
-  } else {
-    good = add(*v);
-  }
-  if (!good) return f.bad(key, *v, "it must be a token id or a list of token ids");
-  return ids;
 }
 
 Result<DType> read_dtype(const Fields& f) {
@@ -272,6 +135,22 @@ Status read_heads(const Fields& f, ModelConfig& c) {
   return {};
 }
 
+/// Heads, rotation and experts.
+Status read_family(const Fields& f, ModelConfig& c) {
+  const bool deepseek =
+      c.architecture == Architecture::kDeepseekV2 || c.architecture == Architecture::kDeepseekV3;
+  CAPSTAN_RETURN_IF_ERROR(deepseek ? read_mla(f, c) : read_heads(f, c));
+  CAPSTAN_ASSIGN(c.rope, read_rope(f, c));
+  c.rope.dim = c.head_dim;
+  if (deepseek) {
+    c.rope.dim = c.mla.qk_rope_head_dim;
+    CAPSTAN_ASSIGN(const bool interleaved, f.boolean("rope_interleave", true));
+    if (interleaved) c.rope.style = kernels::RopeStyle::kInterleaved;
+    return read_deepseek_experts(f, c);
+  }
+  return c.architecture == Architecture::kQwen3Moe ? read_qwen3_experts(f, c) : Status();
+}
+
 }  // namespace
 
 Result<ModelConfig> config_from_json(const json::object& object, const std::string& source) {
@@ -283,24 +162,24 @@ Result<ModelConfig> config_from_json(const json::object& object, const std::stri
   c.model_type = std::string(architecture.model_type);
   CAPSTAN_RETURN_IF_ERROR(refuse_unsupported(f, c.architecture));
   c.qkv_bias = c.architecture == Architecture::kQwen2;
-  c.qk_norm = c.architecture == Architecture::kQwen3;
+  c.qk_norm = c.architecture == Architecture::kQwen3 || c.architecture == Architecture::kQwen3Moe;
 
   CAPSTAN_ASSIGN(c.hidden_size, f.required_integer("hidden_size", kMaxWidth));
   CAPSTAN_ASSIGN(c.intermediate_size, f.required_integer("intermediate_size", kMaxWidth));
   CAPSTAN_ASSIGN(c.vocab_size, f.required_integer("vocab_size", kMaxVocab));
   CAPSTAN_ASSIGN(const int64_t layers, f.required_integer("num_hidden_layers", kMaxLayers));
   c.num_layers = static_cast<int>(layers);
-  CAPSTAN_RETURN_IF_ERROR(read_heads(f, c));
   CAPSTAN_ASSIGN(c.max_position_embeddings,
                  f.required_integer("max_position_embeddings", kMaxPositions));
   CAPSTAN_ASSIGN(c.rms_norm_eps, f.positive_number("rms_norm_eps", 1e-6));
   CAPSTAN_ASSIGN(c.tie_word_embeddings, f.boolean("tie_word_embeddings", false));
-  CAPSTAN_ASSIGN(c.rope, read_rope(f));
-  c.rope.dim = c.head_dim;
+  CAPSTAN_RETURN_IF_ERROR(read_family(f, c));
   CAPSTAN_ASSIGN(c.weight_dtype, read_dtype(f));
-  CAPSTAN_ASSIGN(const std::vector<int32_t> eos, read_ids(f, "eos_token_id"));
+  CAPSTAN_ASSIGN(const bool block_fp8, read_block_fp8(f));
+  if (block_fp8) c.weight_dtype = DType::kF8E4M3;
+  CAPSTAN_ASSIGN(const std::vector<int32_t> eos, f.token_ids("eos_token_id"));
   for (const int32_t id : eos) add_eos(c, id);
-  CAPSTAN_ASSIGN(const std::vector<int32_t> bos, read_ids(f, "bos_token_id"));
+  CAPSTAN_ASSIGN(const std::vector<int32_t> bos, f.token_ids("bos_token_id"));
   if (!bos.empty()) c.bos_token_id = bos[0];
   return c;
 }
@@ -327,7 +206,7 @@ Result<GenerationDefaults> generation_defaults_from_json(const json::object& obj
   // Both 0 (transformers) and -1 (SGLang) mean "all".
   if (top_k) d.top_k = *top_k == 0 ? -1 : static_cast<int32_t>(*top_k);
   CAPSTAN_RETURN_IF_ERROR(validate(d, source));
-  CAPSTAN_ASSIGN(const std::vector<int32_t> eos, read_ids(f, "eos_token_id"));
+  CAPSTAN_ASSIGN(const std::vector<int32_t> eos, f.token_ids("eos_token_id"));
   for (const int32_t id : eos) add_eos(config, id);
   return d;
 }

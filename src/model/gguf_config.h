@@ -4,6 +4,8 @@
 #include <boost/json/object.hpp>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "model/checkpoint.h"
 #include "model/config.h"
@@ -26,5 +28,10 @@ Result<text::GgufVocabulary> gguf_vocabulary(const GgufFile& gguf, const std::st
 
 /// blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight; unknown names as they are.
 std::string hf_tensor_name(std::string_view gguf_name);
+
+/// The tensor under its Hugging Face name; stacked experts (blk.3.ffn_up_exps.weight) as one view
+/// each (model.layers.3.mlp.experts.0.up_proj.weight and so on).
+Result<std::vector<std::pair<std::string, TensorView>>> hf_tensors(const TensorView& tensor,
+                                                                   const std::string& file);
 
 }  // namespace capstan::model

@@ -2,16 +2,15 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cmath>
 #include <mutex>
 #include <new>
 #include <optional>
 
 #include "model/checkpoint.h"
 #include "model/decoder.h"
+#include "model/weight_source.h"
 #include "model/weights.h"
 #include "platform/cpu.h"
-#include "quant/codecs.h"
 
 namespace capstan::model {
 namespace {
@@ -19,73 +18,13 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kProgressInterval = std::chrono::milliseconds(100);
 
-/// A weight's view with what keeps it alive: nothing for mapped files, a buffer for dummies.
-struct Loaded {
-  TensorView view;
-  AlignedBuffer storage;
-};
-
-/// Hands out weights by name: mapped ones, checked before by check_weights(), or random ones.
-class Source {
- public:
-  Source(const Checkpoint& checkpoint, const LoadOptions& options)
-      : checkpoint_(checkpoint), dummy_(options.dummy_weights), seed_(options.dummy_seed) {}
-
-  /// Bytes that loading this weight reads or makes.
-  size_t bytes(const WeightSpec& spec) const {
-    if (!dummy_) return checkpoint_.find(spec.name)->bytes();
-    return empty_view(spec).bytes();
-  }
-
-  Result<Loaded> load(const WeightSpec& spec) const {
-    Loaded loaded;
-    if (!dummy_) {
-      loaded.view = *checkpoint_.find(spec.name);
-      return loaded;
-    }
-    loaded.view = empty_view(spec);
-    loaded.storage = AlignedBuffer(loaded.view.bytes());
-    loaded.view.data = loaded.storage.data();
-    CAPSTAN_RETURN_IF_ERROR(fill_dummy(spec, loaded.view.dtype, seed_, loaded.storage.data()));
-    return loaded;
-  }
-
-  Result<std::vector<float>> load_vector(const WeightSpec& spec) const {
-    CAPSTAN_ASSIGN(const Loaded loaded, load(spec));
-    std::vector<float> values(static_cast<size_t>(loaded.view.elems()));
-    quant::dequantize_row(loaded.view.dtype, loaded.view.data, values.data(), loaded.view.elems());
-    for (const float v : values) {
-      if (!std::isfinite(v)) {
-        return data_loss(checkpoint_.path() + ": tensor '" + spec.name + "' holds " +
-                         std::to_string(v) + "; the file is damaged");
-      }
-    }
-    return values;
-  }
-
-  void done_with(const TensorView& view) const {
-    if (!dummy_) checkpoint_.drop_pages(view);
-  }
-
- private:
-  TensorView empty_view(const WeightSpec& spec) const {
-    TensorView view;
-    view.dtype = dummy_dtype(checkpoint_.config(), spec);
-    view.shape = spec.shape;
-    view.name = spec.name;
-    return view;
-  }
-
-  const Checkpoint& checkpoint_;
-  const bool dummy_;
-  const uint64_t seed_;
-};
-
-/// One call of pack_linear.
+/// One call of a packing op.
 struct PackJob {
   std::vector<WeightSpec> parts, biases;
   bool swiglu_pair = false;
+  bool widen = false;  // quantised parts become float32 first
   std::unique_ptr<kernels::LinearWeight>* destination = nullptr;
+  std::unique_ptr<kernels::MlaProjection>* projection = nullptr;  // instead of `destination`
   size_t bytes = 0;
   Status status;
 };
@@ -123,30 +62,69 @@ class Progress {
   std::mutex mutex_;
 };
 
-Status pack(const Source& source, kernels::Ops& ops, PackJob& job) {
-  std::vector<Loaded> loaded;
-  std::vector<TensorView> parts, biases;
+TensorView float_view(const std::vector<float>& values, const WeightSpec& spec) {
+  TensorView view;
+  view.data = reinterpret_cast<const std::byte*>(values.data());
+  view.dtype = DType::kF32;
+  view.shape = spec.shape;
+  view.name = spec.name;
+  return view;
+}
+
+kernels::MlaShape mla_shape(const ModelConfig& c) {
+  return {.heads = c.num_heads,
+          .nope_dim = c.mla.qk_nope_head_dim,
+          .rope_dim = c.mla.qk_rope_head_dim,
+          .value_dim = c.mla.v_head_dim,
+          .rank = c.mla.kv_lora_rank};
+}
+
+Status pack_projection(const ModelConfig& config, const std::vector<LoadedWeight>& loaded,
+                       kernels::Ops& ops, PackJob& job) {
+  kernels::MlaProjectionSpec spec;
+  spec.shape = mla_shape(config);
+  if (loaded.size() == 2) {
+    spec.k_b = loaded[0].view;
+    spec.v_b = loaded[1].view;
+  } else {
+    spec.kv_b = loaded[0].view;
+    spec.kv_b_scale = loaded[0].scales;
+  }
+  CAPSTAN_ASSIGN(*job.projection, ops.pack_mla(spec));
+  return {};
+}
+
+Status pack(const ModelConfig& config, const WeightSource& source, kernels::Ops& ops,
+            PackJob& job) {
+  std::vector<LoadedWeight> loaded;
+  std::vector<TensorView> parts, scales, biases;
+  // Vectors, and what must not stay quantised, become floats here, whatever the file holds.
+  std::vector<std::vector<float>> floats;
   for (const WeightSpec& spec : job.parts) {
-    CAPSTAN_ASSIGN(Loaded part, source.load(spec));
+    CAPSTAN_ASSIGN(LoadedWeight part, source.load(spec));
+    if (job.widen && is_block_quantised(part.view.dtype)) {
+      CAPSTAN_ASSIGN(std::vector<float> values, source.load_vector(spec));
+      floats.push_back(std::move(values));
+      part.view = float_view(floats.back(), spec);
+    }
     parts.push_back(part.view);
+    scales.push_back(part.scales);
     loaded.push_back(std::move(part));
   }
-  // Biases become float vectors here, whatever the file holds.
-  std::vector<std::vector<float>> bias_values;
   for (const WeightSpec& spec : job.biases) {
     CAPSTAN_ASSIGN(std::vector<float> values, source.load_vector(spec));
-    bias_values.push_back(std::move(values));
-    TensorView view;
-    view.data = reinterpret_cast<const std::byte*>(bias_values.back().data());
-    view.dtype = DType::kF32;
-    view.shape = spec.shape;
-    view.name = spec.name;
-    biases.push_back(std::move(view));
+    floats.push_back(std::move(values));
+    biases.push_back(float_view(floats.back(), spec));
   }
-  CAPSTAN_ASSIGN(
-      *job.destination,
-      ops.pack_linear({.parts = parts, .biases = biases, .swiglu_pair = job.swiglu_pair}));
-  for (const TensorView& part : parts) source.done_with(part);
+  if (job.projection != nullptr) {
+    CAPSTAN_RETURN_IF_ERROR(pack_projection(config, loaded, ops, job));
+  } else {
+    CAPSTAN_ASSIGN(
+        *job.destination,
+        ops.pack_linear(
+            {.parts = parts, .biases = biases, .swiglu_pair = job.swiglu_pair, .scales = scales}));
+  }
+  for (const LoadedWeight& part : loaded) source.done_with(part);
   return {};
 }
 
@@ -164,41 +142,97 @@ Status guarded(const std::string& tensor, size_t bytes, F&& load) noexcept {
   }
 }
 
-/// Norms and the embedding, read by the calling thread; they are small or stay mapped.
-Status load_small_weights(const ModelConfig& config, const Source& source,
-                          DecoderWeights& weights) {
-  CAPSTAN_ASSIGN(Loaded embedding, source.load(embedding_spec(config)));
-  weights.embedding = embedding.view;
-  weights.embedding_storage = std::move(embedding.storage);
-  CAPSTAN_ASSIGN(weights.final_norm, source.load_vector(final_norm_spec(config)));
-  weights.layers.resize(static_cast<size_t>(config.num_layers));
-  for (int l = 0; l < config.num_layers; ++l) {
-    const LayerSpec spec = layer_spec(config, l);
-    LayerWeights& layer = weights.layers[static_cast<size_t>(l)];
-    CAPSTAN_ASSIGN(layer.input_norm, source.load_vector(spec.input_norm));
-    CAPSTAN_ASSIGN(layer.post_attention_norm, source.load_vector(spec.post_attention_norm));
-    if (!spec.qk_norm.empty()) {
-      CAPSTAN_ASSIGN(layer.q_norm, source.load_vector(spec.qk_norm[0]));
-      CAPSTAN_ASSIGN(layer.k_norm, source.load_vector(spec.qk_norm[1]));
+/// Vectors of one layer, and the shape of what the jobs will fill.
+Status load_layer_vectors(const LayerSpec& spec, const WeightSource& source, LayerWeights& layer) {
+  CAPSTAN_ASSIGN(layer.input_norm, source.load_vector(spec.input_norm));
+  CAPSTAN_ASSIGN(layer.post_attention_norm, source.load_vector(spec.post_attention_norm));
+  if (spec.gqa) {
+    layer.gqa.emplace();
+    if (!spec.gqa->qk_norm.empty()) {
+      CAPSTAN_ASSIGN(layer.gqa->q_norm, source.load_vector(spec.gqa->qk_norm[0]));
+      CAPSTAN_ASSIGN(layer.gqa->k_norm, source.load_vector(spec.gqa->qk_norm[1]));
+    }
+  }
+  if (spec.mla) {
+    layer.mla.emplace();
+    if (spec.mla->q_a_norm) {
+      CAPSTAN_ASSIGN(layer.mla->q_a_norm, source.load_vector(*spec.mla->q_a_norm));
+    }
+    CAPSTAN_ASSIGN(layer.mla->kv_a_norm, source.load_vector(spec.mla->kv_a_norm));
+  }
+  if (spec.moe) {
+    layer.moe.emplace();
+    layer.moe->experts.resize(spec.moe->experts.size());
+    if (spec.moe->bias) {
+      CAPSTAN_ASSIGN(layer.moe->bias, source.load_vector(*spec.moe->bias));
     }
   }
   return {};
 }
 
-std::vector<PackJob> make_jobs(const ModelConfig& config, const Source& source,
+/// Norms and the embedding, read by the calling thread; they are small or stay mapped.
+Status load_small_weights(const ModelConfig& config, const WeightSource& source,
+                          const LoadOptions& options, DecoderWeights& weights) {
+  CAPSTAN_ASSIGN(LoadedWeight embedding, source.load(embedding_spec(config)));
+  weights.embedding = embedding.view;
+  weights.embedding_storage = std::move(embedding.storage);
+  CAPSTAN_ASSIGN(weights.final_norm, source.load_vector(final_norm_spec(config)));
+  weights.layers.resize(static_cast<size_t>(config.num_layers));
+  for (int l = 0; l < config.num_layers; ++l) {
+    CAPSTAN_RETURN_IF_ERROR(
+        load_layer_vectors(layer_spec(config, l), source, weights.layers[static_cast<size_t>(l)]));
+  }
+  if (!options.draft) return {};
+  DraftWeights& draft = weights.draft.emplace();
+  const DraftSpec spec = draft_spec(config);
+  CAPSTAN_ASSIGN(draft.embedding_norm, source.load_vector(spec.embedding_norm));
+  CAPSTAN_ASSIGN(draft.hidden_norm, source.load_vector(spec.hidden_norm));
+  CAPSTAN_ASSIGN(draft.final_norm, source.load_vector(spec.final_norm));
+  return load_layer_vectors(layer_spec(config, config.num_layers), source, draft.layer);
+}
+
+void add_ffn(FfnSpec&& spec, FfnWeights& ffn, std::vector<PackJob>& jobs) {
+  jobs.push_back(
+      {.parts = std::move(spec.gate_up), .swiglu_pair = true, .destination = &ffn.gate_up});
+  jobs.push_back({.parts = {std::move(spec.down)}, .destination = &ffn.down});
+}
+
+void add_layer(LayerSpec&& spec, LayerWeights& layer, std::vector<PackJob>& jobs) {
+  if (spec.gqa) {
+    jobs.push_back({.parts = std::move(spec.gqa->qkv),
+                    .biases = std::move(spec.gqa->qkv_bias),
+                    .destination = &layer.gqa->qkv});
+  }
+  if (spec.mla) {
+    jobs.push_back({.parts = std::move(spec.mla->qkv_a), .destination = &layer.mla->qkv_a});
+    if (spec.mla->q_b) {
+      jobs.push_back({.parts = {std::move(*spec.mla->q_b)}, .destination = &layer.mla->q_b});
+    }
+    jobs.push_back({.parts = std::move(spec.mla->kv_b), .projection = &layer.mla->kv_b});
+  }
+  jobs.push_back({.parts = {std::move(spec.o)}, .destination = &layer.o});
+  if (spec.dense) add_ffn(std::move(*spec.dense), layer.dense, jobs);
+  if (!spec.moe) return;
+  // A small error in a router's product chooses another expert: its input is never quantised.
+  jobs.push_back(
+      {.parts = {std::move(spec.moe->router)}, .widen = true, .destination = &layer.moe->router});
+  for (size_t e = 0; e < spec.moe->experts.size(); ++e) {
+    add_ffn(std::move(spec.moe->experts[e]), layer.moe->experts[e], jobs);
+  }
+  if (spec.moe->shared) add_ffn(std::move(*spec.moe->shared), layer.moe->shared, jobs);
+}
+
+std::vector<PackJob> make_jobs(const ModelConfig& config, const WeightSource& source,
                                DecoderWeights& weights) {
   std::vector<PackJob> jobs;
   jobs.push_back({.parts = {lm_head_spec(config)}, .destination = &weights.lm_head});
   for (int l = 0; l < config.num_layers; ++l) {
-    LayerSpec spec = layer_spec(config, l);
-    LayerWeights& layer = weights.layers[static_cast<size_t>(l)];
-    jobs.push_back({.parts = std::move(spec.qkv),
-                    .biases = std::move(spec.qkv_bias),
-                    .destination = &layer.qkv});
-    jobs.push_back({.parts = {std::move(spec.o)}, .destination = &layer.o});
+    add_layer(layer_spec(config, l), weights.layers[static_cast<size_t>(l)], jobs);
+  }
+  if (weights.draft) {
     jobs.push_back(
-        {.parts = std::move(spec.gate_up), .swiglu_pair = true, .destination = &layer.gate_up});
-    jobs.push_back({.parts = {std::move(spec.down)}, .destination = &layer.down});
+        {.parts = {draft_spec(config).projection}, .destination = &weights.draft->projection});
+    add_layer(layer_spec(config, config.num_layers), weights.draft->layer, jobs);
   }
   for (PackJob& job : jobs) {
     for (const WeightSpec& part : job.parts) job.bytes += source.bytes(part);
@@ -210,12 +244,13 @@ std::vector<PackJob> make_jobs(const ModelConfig& config, const Source& source,
 }
 
 /// Weights that cannot fit are refused before the system kills the process for trying.
-Status check_memory(const ModelConfig& config, const Source& source, bool dummy) {
+Status check_memory(const ModelConfig& config, const WeightSource& source,
+                    const LoadOptions& options) {
   const uint64_t memory = platform::memory_info().total_bytes;
   if (memory == 0) return {};  // unknown
-  std::vector<WeightSpec> needed = required_weights(config);
+  std::vector<WeightSpec> needed = required_weights(config, options.draft);
   // A tied table is held twice: packed, and in rows (mapped, unless it is made up).
-  if (config.tie_word_embeddings && dummy) needed.push_back(embedding_spec(config));
+  if (config.tie_word_embeddings && options.dummy_weights) needed.push_back(embedding_spec(config));
   uint64_t bytes = 0;
   for (const WeightSpec& w : needed) {
     bytes += source.bytes(w);
@@ -234,16 +269,22 @@ Status check_memory(const ModelConfig& config, const Source& source, bool dummy)
 Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> checkpoint,
                                           std::shared_ptr<kernels::Ops> ops,
                                           platform::ThreadPool& pool, const LoadOptions& options) {
-  if (!options.dummy_weights) {
-    CAPSTAN_RETURN_IF_ERROR(check_weights(*checkpoint));
-  }
   const ModelConfig& config = checkpoint->config();
-  const Source source(*checkpoint, options);
-  CAPSTAN_RETURN_IF_ERROR(check_memory(config, source, options.dummy_weights));
+  if (options.draft && config.num_nextn_predict_layers == 0) {
+    return invalid_argument(checkpoint->path() +
+                            ": num_nextn_predict_layers is 0: the model has no multi-token "
+                            "prediction layer to draft with");
+  }
+  if (!options.dummy_weights) {
+    CAPSTAN_RETURN_IF_ERROR(check_weights(*checkpoint, options.draft));
+  }
+  const WeightSource source(*checkpoint, options);
+  CAPSTAN_RETURN_IF_ERROR(check_memory(config, source, options));
   DecoderWeights weights;
   const WeightSpec embedding = embedding_spec(config);
-  CAPSTAN_RETURN_IF_ERROR(guarded(embedding.name, source.bytes(embedding),
-                                  [&] { return load_small_weights(config, source, weights); }));
+  CAPSTAN_RETURN_IF_ERROR(guarded(embedding.name, source.bytes(embedding), [&] {
+    return load_small_weights(config, source, options, weights);
+  }));
   std::vector<PackJob> jobs = make_jobs(config, source, weights);
 
   size_t total = 0;
@@ -262,7 +303,8 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
         return;
       }
     }
-    job.status = guarded(job.parts[0].name, job.bytes, [&] { return pack(source, *ops, job); });
+    job.status =
+        guarded(job.parts[0].name, job.bytes, [&] { return pack(config, source, *ops, job); });
     if (!job.status.ok()) stop = true;
     progress.add(job.bytes);
   });
@@ -271,6 +313,10 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
   }
   if (cancelled) return Error{ErrorCode::kAborted, "loading was cancelled"};
   progress.finish();
+  for (LayerWeights& layer : weights.layers) {
+    if (layer.moe) layer.moe->index_experts();
+  }
+  if (weights.draft && weights.draft->layer.moe) weights.draft->layer.moe->index_experts();
 
   // A fault maps its neighbours too, also those that were given back before. The embedding is
   // read again row by row as tokens need it.
@@ -278,7 +324,7 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
   weights.checkpoint = std::move(checkpoint);
   const ModelConfig config_copy = weights.checkpoint->config();
   return std::unique_ptr<Model>(
-      std::make_unique<Decoder>(config_copy, std::move(weights), std::move(ops)));
+      std::make_unique<Decoder>(config_copy, std::move(weights), std::move(ops), options.mla_form));
 }
 
 }  // namespace capstan::model

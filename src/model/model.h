@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "kernels/ops.h"
@@ -19,6 +20,28 @@ struct ForwardBatch {
   std::span<const int64_t> slots;      // [t], page*page_size+offset where its K and V go
   std::span<const kernels::SequenceSlice> sequences;
   std::span<const int32_t> logit_rows;  // rows of tokens whose logits are wanted, ascending
+  /// Rows whose last hidden state (after the final norm) is wanted, ascending, and where it goes:
+  /// [hidden_rows.size(), hidden_size].
+  std::span<const int32_t> hidden_rows = {};
+  MatrixView hidden_states = {};
+};
+
+/// One step of the multi-token prediction layer. Row i combines token i + 1 of a sequence with the
+/// hidden state of position i; its position and slot are those of i. logit_rows give the
+/// distribution of token i + 2; hidden_rows the state to draft the next token with.
+struct DraftBatch : ForwardBatch {
+  MatrixView previous;  // [t, hidden_size]: hidden_states of the model, or of this layer
+};
+
+/// Drafts tokens with the checkpoint's multi-token prediction layer. It shares embedding, output
+/// matrix and scratch with its model: call one of the two at a time.
+class DraftModel {
+ public:
+  virtual ~DraftModel() = default;
+  virtual size_t weight_bytes_per_token() const = 0;  // with the output matrix
+  /// Computes the step and writes logits as Model::forward does. Its keys and values lie in layer
+  /// config().num_layers of the store.
+  virtual Status forward(const DraftBatch& batch, KvStore& kv, MatrixView logits) = 0;
 };
 
 class Model {
@@ -28,6 +51,11 @@ class Model {
   /// Bytes of weights read per decode token (for the DRAM roof) and held in all.
   virtual size_t weight_bytes_per_token() const = 0;
   virtual size_t weight_bytes() const = 0;
+  /// The multi-token prediction layer, if it was loaded; else null.
+  virtual DraftModel* draft() { return nullptr; }
+  /// Tokens routed to each expert since loading, per layer (the draft's last); empty vectors for
+  /// layers without experts, empty without any. Callable from any thread.
+  virtual std::vector<std::vector<uint64_t>> expert_load() const { return {}; }
   /// Computes the step and writes logits [logit_rows.size(), vocab_size]. Called by one thread.
   virtual Status forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) = 0;
 };

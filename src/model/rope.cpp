@@ -1,5 +1,6 @@
 #include "model/rope.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numbers>
@@ -11,6 +12,28 @@ namespace {
 // positions that most requests use: at most 4 MiB for 128-wide heads. Later ones are computed.
 constexpr int64_t kCachedPositions = 8192;
 constexpr int64_t kBlock = 64;
+
+/// Interpolates the dimensions that turn less than beta_slow times over the original length, keeps
+/// those that turn more than beta_fast times, and blends in between.
+void apply_yarn(const RopeConfig& rope, std::vector<double>& f) {
+  const double d = rope.dim, original = static_cast<double>(rope.original_max_position);
+  const auto dimension_of = [&](double rotations) {
+    return d * std::log(original / (rotations * 2.0 * std::numbers::pi)) /
+           (2.0 * std::log(rope.theta));
+  };
+  double low = dimension_of(rope.beta_fast), high = dimension_of(rope.beta_slow);
+  if (rope.truncate) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, d - 1.0);
+  if (low == high) high += 0.001;
+  for (size_t i = 0; i < f.size(); ++i) {
+    const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+    f[i] = f[i] / rope.factor * ramp + f[i] * (1.0 - ramp);
+  }
+}
 
 }  // namespace
 
@@ -24,6 +47,9 @@ std::vector<double> inverse_frequencies(const RopeConfig& rope) {
       break;
     case RopeScaling::kFactors:
       for (size_t i = 0; i < f.size(); ++i) f[i] /= static_cast<double>(rope.factors[i]);
+      break;
+    case RopeScaling::kYarn:
+      apply_yarn(rope, f);
       break;
     case RopeScaling::kLlama3: {
       const double original = static_cast<double>(rope.original_max_position);
@@ -46,13 +72,14 @@ std::vector<double> inverse_frequencies(const RopeConfig& rope) {
 
 RopeTable::RopeTable(const RopeConfig& rope)
     : frequencies_(inverse_frequencies(rope)),
+      factor_(rope.attention_factor),
       blocks_(static_cast<size_t>(kCachedPositions / kBlock)) {}
 
 void RopeTable::compute(int64_t position, float* cos, float* sin) const {
   for (size_t i = 0; i < frequencies_.size(); ++i) {
     const double angle = static_cast<double>(position) * frequencies_[i];
-    cos[i] = static_cast<float>(std::cos(angle));
-    sin[i] = static_cast<float>(std::sin(angle));
+    cos[i] = static_cast<float>(factor_ * std::cos(angle));
+    sin[i] = static_cast<float>(factor_ * std::sin(angle));
   }
 }
 

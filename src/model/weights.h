@@ -1,7 +1,8 @@
-// Which weights an architecture has, and where they come from: a checkpoint or a random generator.
+// Which weights an architecture has, by Hugging Face name.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,42 +17,77 @@ namespace capstan::model {
 struct WeightSpec {
   std::string name;  // Hugging Face name
   std::vector<int64_t> shape;
+  bool quantised = false;  // stored in FP8 with block scales where the checkpoint is
 };
 
 /// model.layers.<layer>.<part>
 std::string layer_weight(int layer, std::string_view part);
+
+/// The block scales of a matrix: <name>_scale_inv, [ceil(n/128), ceil(k/128)].
+WeightSpec scale_spec(const WeightSpec& matrix);
 
 /// Weights that stand outside the layers. With tied embeddings there is no lm_head.weight.
 WeightSpec embedding_spec(const ModelConfig& config);
 WeightSpec final_norm_spec(const ModelConfig& config);
 WeightSpec lm_head_spec(const ModelConfig& config);  // names the embedding when tied
 
-/// Weights of one layer, grouped as they are used.
-struct LayerSpec {
-  WeightSpec input_norm, post_attention_norm;
-  std::vector<WeightSpec> qkv;       // q, k, v
-  std::vector<WeightSpec> qkv_bias;  // same, or empty
-  std::vector<WeightSpec> qk_norm;   // q, k, or empty
-  WeightSpec o;
+/// A gated FFN: dense, one expert, or the shared experts.
+struct FfnSpec {
   std::vector<WeightSpec> gate_up;
   WeightSpec down;
 };
+
+struct GqaSpec {
+  std::vector<WeightSpec> qkv;       // q, k, v
+  std::vector<WeightSpec> qkv_bias;  // same, or empty
+  std::vector<WeightSpec> qk_norm;   // q, k, or empty
+};
+
+struct MlaSpec {
+  std::vector<WeightSpec> qkv_a;            // q_a (or q, without a query rank) and kv_a
+  std::optional<WeightSpec> q_a_norm, q_b;  // with a query rank
+  WeightSpec kv_a_norm;
+  std::vector<WeightSpec> kv_b;  // kv_b; or k_b [heads, rank, nope] and v_b [heads, value, rank]
+};
+
+struct MoeSpec {
+  WeightSpec router;
+  std::optional<WeightSpec> bias;  // e_score_correction_bias
+  std::vector<FfnSpec> experts;
+  std::optional<FfnSpec> shared;
+};
+
+/// Weights of one layer, grouped as they are used.
+struct LayerSpec {
+  WeightSpec input_norm, post_attention_norm;
+  std::optional<GqaSpec> gqa;  // one of the two
+  std::optional<MlaSpec> mla;
+  WeightSpec o;
+  std::optional<FfnSpec> dense;  // one of the two
+  std::optional<MoeSpec> moe;
+};
 LayerSpec layer_spec(const ModelConfig& config, int layer);
 
-/// Every weight once.
-std::vector<WeightSpec> required_weights(const ModelConfig& config);
+/// What multi-token prediction has beside the layer num_layers; embedding and head are the model's.
+struct DraftSpec {
+  WeightSpec embedding_norm, hidden_norm;  // enorm, hnorm
+  WeightSpec projection;                   // eh_proj [hidden, 2 * hidden], embedding first
+  WeightSpec final_norm;                   // shared_head.norm
+};
+DraftSpec draft_spec(const ModelConfig& config);
 
-/// Presence, shape and element type of every required weight; and no weight in a layer that the
-/// architecture does not know, since leaving it out would compute another model.
-Status check_weights(const Checkpoint& checkpoint);
+/// Every weight once, without block scales; `draft` adds the first multi-token prediction layer.
+std::vector<WeightSpec> required_weights(const ModelConfig& config, bool draft = false);
 
-/// Random weights in `dtype` (F32, F16, BF16, Q8_0, Q4_0 or Q4_1). Values depend on seed, name and
-/// row only. Matrices are uniform with variance 1/columns, so that activations keep their size
-/// through the layers; biases are uniform on [-0.1, 0.1]; norms are 1.
-Status fill_dummy(const WeightSpec& spec, DType dtype, uint64_t seed, std::byte* out);
+/// Weights that a decode step of one token reads: those of required_weights() less the experts that
+/// are not chosen and all rows of the embedding but one.
+int64_t active_parameter_count(const ModelConfig& config);
+/// Of these, elements of the layers' matrices: multiply-adds of one token.
+int64_t active_matrix_elements(const ModelConfig& config);
 
-/// The dtype of this weight among dummy weights: the config's where it can be encoded and fits the
-/// row length, else BF16; F32 for vectors.
-DType dummy_dtype(const ModelConfig& config, const WeightSpec& spec);
+/// Presence, shape and element type of every required weight and of its block scales; and no weight
+/// in a layer that the architecture does not know, since leaving it out would compute another
+/// model.
+Status check_weights(const Checkpoint& checkpoint, bool draft = false);
 
 }  // namespace capstan::model

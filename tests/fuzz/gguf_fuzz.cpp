@@ -45,6 +45,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       std::abort();
     }
     if (model::hf_tensor_name(t.name).empty() != t.name.empty()) std::abort();
+    const auto views = model::hf_tensors(t, "fuzz.gguf");
+    if (!views.ok()) continue;
+    for (const auto& [name, view] : *views) {
+      if (view.data < t.data || view.data + view.bytes() > t.data + n) std::abort();
+    }
   }
   const auto vocabulary = model::gguf_vocabulary(*gguf, "fuzz.gguf");
   if (vocabulary.ok()) use_tokenizer(*vocabulary);

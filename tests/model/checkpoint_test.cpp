@@ -156,8 +156,11 @@ TEST(CheckWeights, NamesMissingAndMisshapenTensors) {
 
 TEST(CheckWeights, RefusesOtherDtypesAndForeignWeights) {
   std::vector<FileTensor> tensors = tiny_tensors();
+  tensor_named(tensors, kUp) = {kUp, DType::kI32, {48, 32}, std::string(48 * 32 * 4, 'x')};
+  expect_error(checked(tensors), ErrorCode::kInvalidArgument, {"'" + kUp + "'", "I32"});
   tensor_named(tensors, kUp) = {kUp, DType::kF8E4M3, {48, 32}, std::string(48 * 32, 'x')};
-  expect_error(checked(tensors), ErrorCode::kInvalidArgument, {"'" + kUp + "'", "F8_E4M3"});
+  expect_error(checked(tensors), ErrorCode::kDataLoss,
+               {"'" + kUp + "_scale_inv'", "[1, 1]", "missing", "F8_E4M3"});
   tensors = tiny_tensors();
   tensors.push_back(
       float_tensor("model.layers.0.self_attn.q_proj.bias", {32}, [](int64_t) { return 0.0; }));

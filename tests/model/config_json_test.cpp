@@ -80,8 +80,10 @@ TEST(ConfigJson, QwenArchitecturesDifferInBiasAndNorm) {
 }
 
 TEST(ConfigJson, UnknownArchitecturesAreAnsweredWithTheList) {
-  const std::vector<std::string> list = {"LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
-                                         "dir/config.json"};
+  const std::vector<std::string> list = {
+      "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, "
+      "DeepseekV2ForCausalLM, DeepseekV3ForCausalLM",
+      "dir/config.json"};
   auto parts = list;
   parts.push_back("'MambaForCausalLM'");
   expect_error(config(R"("architectures":["MambaForCausalLM"])"), ErrorCode::kInvalidArgument,
@@ -103,7 +105,9 @@ TEST(ConfigJson, RefusesWhatWouldComputeSomethingElse) {
       {R"("layer_types":["full_attention","sliding_attention"])", {"layer_types", "sliding"}},
       {R"("hidden_act":"gelu")", {"hidden_act", "gelu", "silu"}},
       {R"("partial_rotary_factor":0.5)", {"partial_rotary_factor", "5E-1"}},
-      {R"("rope_scaling":{"type":"yarn","factor":4})", {"rope_scaling", "'yarn'", "llama3"}},
+      {R"("rope_scaling":{"type":"yarn","factor":4})",
+       {"rope_scaling", "original_max_position_embeddings", "missing"}},
+      {R"("rope_scaling":{"type":"longrope","factor":4})", {"rope_scaling", "'longrope'", "yarn"}},
       {R"("rope_parameters":{"rope_type":"linear"})", {"rope_parameters", "'linear'"}},
       {R"("rope_scaling":{"type":"llama3"})", {"original_max_position_embeddings", "missing"}},
       {R"("rope_scaling":{"type":"llama3","original_max_position_embeddings":64,

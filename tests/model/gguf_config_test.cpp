@@ -179,7 +179,7 @@ TEST(GgufConfig, OverridesApplyToTheEquivalentConfig) {
 
 TEST(GgufConfig, RefusesWhatIsNotSupported) {
   expect_error(open(tiny_gguf("gemma")), ErrorCode::kInvalidArgument,
-               {"'gemma'", "llama, qwen2, qwen3", "m.gguf"});
+               {"'gemma'", "llama, qwen2, qwen3, qwen3moe, deepseek2", "m.gguf"});
   expect_error(open(GgufWriter().u32("x", 1)), ErrorCode::kDataLoss, {"general.architecture"});
   expect_error(open(GgufWriter().string("general.architecture", "llama")), ErrorCode::kDataLoss,
                {"llama.attention.layer_norm_rms_epsilon", "missing"});
@@ -191,7 +191,13 @@ TEST(GgufConfig, RefusesWhatIsNotSupported) {
       {tiny_gguf().u32("split.count", 3), {"split", "3"}},
       {tiny_gguf().u32("llama.expert_count", 8), {"expert_count", "8"}},
       {tiny_gguf().u32("llama.attention.sliding_window", 128), {"use_sliding_window"}},
-      {tiny_gguf().string("llama.rope.scaling.type", "yarn"), {"'yarn'"}},
+      {tiny_gguf().string("llama.rope.scaling.type", "longrope"), {"'longrope'"}},
+      {tiny_gguf().string("llama.rope.scaling.type", "yarn"),
+       {"original_max_position_embeddings", "missing"}},
+      {tiny_gguf()
+           .string("llama.rope.scaling.type", "yarn")
+           .f32("llama.rope.scaling.attn_factor", 2),
+       {"attn_factor is 2"}},
       {tiny_gguf().u32("llama.attention.key_length", 8).u32("llama.attention.value_length", 16),
        {"key_length is 8", "16"}},
       {tiny_gguf().u32("llama.attention.key_length", 16), {"partial_rotary_factor"}},

@@ -50,10 +50,7 @@ class Golden {
   }
   const boost::json::value& json() const { return json_; }
 
- private:
-  static std::vector<int32_t> ints(const boost::json::value& v) {
-    return boost::json::value_to<std::vector<int32_t>>(v);
-  }
+  /// The rows of a tensor that the document describes.
   std::vector<std::vector<float>> tensor(const boost::json::value& v) const {
     const auto shape = boost::json::value_to<std::vector<size_t>>(v.at("shape"));
     const auto offset = boost::json::value_to<size_t>(v.at("offset"));
@@ -67,6 +64,11 @@ class Golden {
       std::memcpy(rows[i].data(), blob_.data() + at, shape[1] * sizeof(float));
     }
     return rows;
+  }
+
+ private:
+  static std::vector<int32_t> ints(const boost::json::value& v) {
+    return boost::json::value_to<std::vector<int32_t>>(v);
   }
 
   boost::json::value json_;

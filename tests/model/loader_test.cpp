@@ -3,6 +3,7 @@
 #include <atomic>
 
 #include "golden.h"
+#include "model/dummy_weights.h"
 #include "model/weights.h"
 #include "quant/codecs.h"
 #include "session.h"

@@ -1,0 +1,65 @@
+// One step in flight: what the parts of a layer share, and the memory for activations.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "model/config.h"
+#include "model/expert_load.h"
+#include "model/model.h"
+
+namespace capstan::model {
+
+/// Activations of one step, [rows, ...] each. Grows to the largest step seen and is reused.
+struct Workspace {
+  int64_t rows = 0;
+  AlignedBuffer x, normed;    // [hidden]
+  AlignedBuffer projected;    // q, k, v; or the fused first product of latent attention
+  AlignedBuffer q;            // of latent attention with a query rank
+  AlignedBuffer attention;    // heads' outputs
+  AlignedBuffer hidden;       // inside an FFN
+  AlignedBuffer router;       // [experts]
+  AlignedBuffer expert_ids;   // [top_k] int32
+  AlignedBuffer expert_gain;  // [top_k]
+  AlignedBuffer pair;         // [2 * hidden], multi-token prediction
+  AlignedBuffer cos, sin;
+
+  /// Room for `rows` rows; may throw std::bad_alloc.
+  void reserve(const ModelConfig& config, bool draft, int64_t rows);
+};
+
+/// Widths of activations that depend on the kind of attention.
+int64_t projected_width(const ModelConfig& config);
+int64_t attention_width(const ModelConfig& config);
+
+struct Step {
+  const ModelConfig& config;
+  kernels::Ops& ops;
+  Workspace& work;
+  const ForwardBatch& batch;
+  kernels::MlaForm mla_form;
+  float eps;  // of every norm
+
+  int64_t rows() const { return static_cast<int64_t>(batch.tokens.size()); }
+};
+
+inline MatrixView matrix(AlignedBuffer& buffer, int64_t rows, int64_t cols) {
+  return {buffer.as<float>(), rows, cols, cols};
+}
+
+/// Columns [begin, begin + cols) of a matrix.
+inline MatrixView columns(const MatrixView& m, int64_t begin, int64_t cols) {
+  return {m.data + begin, m.rows, cols, m.stride};
+}
+
+/// Moves the chosen rows (ascending) to the front. In place, since row i comes from i or later.
+inline void keep_rows(AlignedBuffer& buffer, std::span<const int32_t> rows, int64_t cols) {
+  auto* data = buffer.as<float>();
+  const auto width = static_cast<size_t>(cols);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto from = static_cast<size_t>(rows[i]);
+    if (from != i) std::memcpy(data + i * width, data + from * width, width * sizeof(float));
+  }
+}
+
+}  // namespace capstan::model
