@@ -250,6 +250,40 @@ void fill_engine(const FlagValues& f, const Environment& env, ServeOptions& o) {
   e.return_original_logprob = env_true(env, "SGLANG_RETURN_ORIGINAL_LOGPROB");
 }
 
+/// With speculation the reference serves 48 requests at a time unless told otherwise: drafts pay
+/// while a step has few rows.
+constexpr int kSpeculativeRequests = 48;
+
+Status fill_speculation(const FlagValues& f, ServeOptions& o) {
+  const std::string algorithm = f.text("speculative-algorithm");
+  if (algorithm.empty()) {
+    if (f.given("speculative-num-draft-tokens")) {
+      o.warnings.emplace_back(
+          "--speculative-num-draft-tokens has no effect without --speculative-algorithm");
+    }
+    return {};
+  }
+  if (algorithm != "NGRAM") {
+    return refuse("speculative-algorithm",
+                  algorithm +
+                      " is not available in this version; use NGRAM, which needs no draft "
+                      "model");
+  }
+  const int64_t tokens = *f.integer("speculative-num-draft-tokens");
+  constexpr int64_t kMost = 64;
+  if (tokens < 2 || tokens > kMost) {
+    return refuse("speculative-num-draft-tokens",
+                  std::to_string(tokens) + " is outside 2 to " + std::to_string(kMost) +
+                      "; it counts the tokens that a step verifies, the last known one included");
+  }
+  o.engine.speculation.source = engine::SpeculationConfig::Source::kNgram;
+  o.engine.speculation.max_drafts = static_cast<int>(tokens) - 1;
+  if (!f.given("max-running-requests")) {
+    o.engine.scheduler.max_running_requests = kSpeculativeRequests;
+  }
+  return {};
+}
+
 bool quieter_than_info(const std::string& level) {
   return level == "warning" || level == "error" || level == "critical";
 }
@@ -365,6 +399,7 @@ Result<ServeOptions> make_serve_options(const FlagValues& flags, const Environme
   CAPSTAN_RETURN_IF_ERROR(fill_model(flags, environment, o));
   CAPSTAN_RETURN_IF_ERROR(fill_scheduler(flags, environment, o));
   fill_engine(flags, environment, o);
+  CAPSTAN_RETURN_IF_ERROR(fill_speculation(flags, o));
   CAPSTAN_RETURN_IF_ERROR(fill_server(flags, environment, o));
   o.server.launch_args = flags.to_json();
   // The name may still follow from the model's path; the rest can be judged now.

@@ -61,7 +61,7 @@ void BatchBuilder::append(const Piece& piece) {
     positions_.push_back(p);
     const int64_t page = item.pages[static_cast<size_t>(p / page_size_)];
     slots_.push_back(page * page_size_ + p % page_size_);
-    const bool samples = item.samples && p + 1 == item.start + item.count;
+    const bool samples = item.samples && p + 1 >= item.start + item.count - item.drafts;
     if (samples || (p >= wanted.begin && p < wanted.end)) {
       logit_rows_.push_back(begin + (p - piece.start));
       rows_.push_back({piece.item, p, samples});

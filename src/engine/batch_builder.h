@@ -19,7 +19,9 @@ namespace capstan::engine {
 struct LogitRow {
   int32_t item = 0;      // index into the plan
   int32_t position = 0;  // of the token whose logits these are
-  bool samples = false;  // yields the next token; otherwise a prompt log-probability
+  /// Yields the next token, or the one after a draft that holds; otherwise a prompt
+  /// log-probability.
+  bool samples = false;
 };
 
 class BatchBuilder {

@@ -30,6 +30,11 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Model> mod
                                 std::to_string(config.decode_log_interval),
                             "decode-log-interval");
   }
+  if (config.speculation.max_drafts < 0) {
+    return invalid_argument("--speculative-num-draft-tokens must be at least 1, but is " +
+                                std::to_string(config.speculation.max_drafts + 1),
+                            "speculative-num-draft-tokens");
+  }
   CAPSTAN_ASSIGN(auto scheduler, scheduler::Scheduler::create(s));
   CAPSTAN_ASSIGN(
       auto kv, model::KvStore::create(model->config(), s.num_pages, s.page_size, config.kv_dtype));
@@ -45,7 +50,8 @@ EngineImpl::EngineImpl(std::unique_ptr<model::Model> model, const EngineConfig& 
       scheduler_(std::move(scheduler)),
       sampler_({config.token_limit, config.return_original_logprob}, config.pool),
       builder_(config.scheduler.page_size, max_prompt_logit_rows(model_->config())),
-      report_(config.decode_log_interval) {
+      report_(config.decode_log_interval),
+      speculator_(Speculator::create(config.speculation)) {
   working_.weight_bytes = model_->weight_bytes();
   working_.kv_bytes = kv_.bytes();
   working_.scheduler = scheduler_->stats();

@@ -47,6 +47,7 @@ struct OutputEvent {
   int32_t prompt_tokens = 0;
   int32_t cached_tokens = 0;  // at first admission
   int32_t retractions = 0;
+  int32_t decode_steps = 0;  // so far; fewer than tokens where drafts were accepted
   double queue_seconds = 0;  // from submit() to first admission; so far, if never admitted
   /// With the first event, if asked for: one entry per prompt position from logprob_start.
   std::vector<OutputToken> prompt_logprobs;
@@ -65,8 +66,23 @@ struct EngineRequest {
 /// Called on the engine thread, in order, last call has finished=true. Must not block or throw.
 using OutputSink = std::function<void(OutputEvent&&)>;
 
+/// Speculative decoding: guessed tokens are verified together with the last one. What is written
+/// does not depend on it.
+struct SpeculationConfig {
+  enum class Source : uint8_t {
+    kNone,
+    kNgram,  // what followed in the request's own text when it last said the same
+  };
+  Source source = Source::kNone;
+  int max_drafts = 11;  // per request and step
+  /// Drafts only while they raise the tokens per second of the batch, as measured while running;
+  /// otherwise always as many as there are.
+  bool adaptive = true;
+};
+
 struct EngineConfig {
   scheduler::SchedulerConfig scheduler;
+  SpeculationConfig speculation;
   DType kv_dtype = DType::kF16;
   uint64_t random_seed = 0;
   int decode_log_interval = 40;   // steps between "Decode batch" lines
@@ -99,6 +115,11 @@ struct EngineStats {
   size_t weight_bytes = 0, kv_bytes = 0;
   uint64_t finished_requests = 0;  // without probes; aborted ones included
   uint64_t aborted_requests = 0;
+  // With speculation, of the last reporting window; 0 without drafts in it.
+  double spec_accept_length = 0;  // tokens per request and decode step: accepted drafts plus one
+  double spec_accept_rate = 0;    // share of verified drafts that held
+  // Since the start: decode steps summed over requests, drafts verified, drafts accepted.
+  uint64_t spec_verify_count = 0, spec_draft_tokens = 0, spec_accepted_tokens = 0;
 };
 
 class Engine {

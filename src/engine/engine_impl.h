@@ -1,4 +1,6 @@
-// The engine thread and its mailbox. Who may touch what:
+// The engine thread and its mailbox; members are spread over engine.cpp (any thread),
+// engine_loop.cpp and engine_step.cpp (engine thread).
+// Who may touch what:
 //   engine thread   scheduler, KV memory, live requests, sampler, report
 //   any thread      mailbox_ (under mutex_), stats_ (under stats_mutex_), the atomics
 #pragma once
@@ -16,6 +18,7 @@
 
 #include "engine/batch_builder.h"
 #include "engine/live_request.h"
+#include "engine/speculator.h"
 #include "engine/step_report.h"
 #include "engine/watchdog.h"
 
@@ -64,6 +67,9 @@ class EngineImpl final : public Engine {
   Status forward_and_sample(const scheduler::StepPlan& plan);
   void report_prompt_rows(const scheduler::StepPlan& plan, MatrixView logits);
   void sample_rows(const scheduler::StepPlan& plan, MatrixView logits);
+  void take_outputs(LiveRequest& live, const scheduler::PlanItem& item,
+                    std::span<SampleOutput> outputs, scheduler::SampledToken& sampled);
+  void learn(const scheduler::StepPlan& plan, StepFacts& facts);
   MatrixView logits_for(size_t rows);
   void fail_step(const scheduler::StepPlan& plan, const Error& error);
   void note_admissions(const scheduler::StepPlan& plan, StepFacts& facts);
@@ -94,6 +100,8 @@ class EngineImpl final : public Engine {
   Sampler sampler_;
   BatchBuilder builder_;
   StepReport report_;
+  const std::unique_ptr<Speculator> speculator_;  // null: no speculation
+  std::vector<RequestId> decoding_;               // those that got a token in the last step
   bool steps_allowed_ = true;  // not paused, as of the last look into the mailbox
   bool stalled_ = false;       // the last plan was empty although requests wait
   double last_check_ = 0;

@@ -1,4 +1,4 @@
-// What the engine thread does: take commands, plan, run, sample, commit, tell.
+// What the engine thread does: take commands, plan, run, commit, tell.
 #include <pthread.h>
 
 #include <algorithm>
@@ -14,22 +14,6 @@ namespace {
 // Walking the whole cache takes milliseconds when it is large, and a request may be about to
 // arrive.
 constexpr double kSecondsBetweenChecks = 10;
-
-/// Keeps the pool's threads spinning from the first kernel to the last sampled row.
-class Burst {
- public:
-  explicit Burst(platform::ThreadPool* pool) : pool_(pool) {
-    if (pool_ != nullptr) pool_->begin_burst();
-  }
-  ~Burst() {
-    if (pool_ != nullptr) pool_->end_burst();
-  }
-  Burst(const Burst&) = delete;
-  Burst& operator=(const Burst&) = delete;
-
- private:
-  platform::ThreadPool* pool_;
-};
 
 }  // namespace
 
@@ -119,6 +103,7 @@ void EngineImpl::admit(std::unique_ptr<LiveRequest> owned) {
   } else {
     spec.prompt = std::move(request.prompt);
   }
+  if (speculator_ != nullptr && !request.probe) speculator_->begin(live.id, spec.prompt);
   if (Status added = scheduler_->add(std::move(spec)); !added.ok()) {
     live.abort_code = added.error().code;
     finish(live, FinishKind::kAbort, added.error().message);
@@ -174,6 +159,7 @@ void EngineImpl::expire() {
 }
 
 void EngineImpl::step() {
+  if (speculator_ != nullptr) speculator_->propose(*scheduler_, decoding_);
   const scheduler::StepPlan plan = scheduler_->plan(now());
   for (const scheduler::Finished& f : plan.finished) {
     if (LiveRequest* live = find(f.id)) {
@@ -217,6 +203,7 @@ void EngineImpl::step() {
     facts.generated_tokens += static_cast<int64_t>(live->new_tokens.size());
   }
   facts.seconds = ended - began;
+  learn(plan, facts);
   LOG_DEBUG("Step {}: {} decode, {} prefill, {:.3f} ms; {:.3f} ms since the last",
             working_.steps + 1, plan.decode_tokens, plan.prefill_tokens, 1e3 * facts.seconds,
             1e3 * (began - step_ended_));
@@ -269,84 +256,6 @@ void EngineImpl::note_admissions(const scheduler::StepPlan& plan, StepFacts& fac
   }
 }
 
-MatrixView EngineImpl::logits_for(size_t rows) {
-  const int64_t vocab = model_->config().vocab_size;
-  constexpr int64_t kLine = 16;  // floats; rows start on cache lines
-  logits_stride_ = (vocab + kLine - 1) / kLine * kLine;
-  const size_t bytes = rows * static_cast<size_t>(logits_stride_) * sizeof(float);
-  if (logits_.bytes() < bytes) logits_ = AlignedBuffer(bytes + bytes / 4);
-  return {logits_.as<float>(), static_cast<int64_t>(rows), vocab, logits_stride_};
-}
-
-Status EngineImpl::forward_and_sample(const scheduler::StepPlan& plan) {
-  const Burst burst(config_.pool);
-  builder_.start(plan, prompt_rows_);
-  while (builder_.next()) {
-    const MatrixView logits = logits_for(builder_.rows().size());
-    CAPSTAN_RETURN_IF_ERROR(model_->forward(builder_.batch(), kv_, logits));
-    report_prompt_rows(plan, logits);
-    sample_rows(plan, logits);
-  }
-  return {};
-}
-
-void EngineImpl::report_prompt_rows(const scheduler::StepPlan& plan, MatrixView logits) {
-  prompt_work_.clear();
-  const std::span<const LogitRow> rows = builder_.rows();
-  for (size_t r = 0; r < rows.size(); ++r) {
-    if (rows[r].samples) continue;
-    LiveRequest& live = *find(plan.items[static_cast<size_t>(rows[r].item)].id);
-    live.next_prompt_row = rows[r].position + 1;
-    live.prompt_logprobs.emplace_back();
-    prompt_work_.emplace_back(r, rows[r]);
-  }
-  sampler_.each(prompt_work_.size(), static_cast<int64_t>(prompt_work_.size()) * logits.cols * 4,
-                [&](RowSampler& sampler, size_t i) {
-                  const auto& [r, row] = prompt_work_[i];
-                  LiveRequest& live = *find(plan.items[static_cast<size_t>(row.item)].id);
-                  const SamplingParams& params = live.request.sampling;
-                  const auto predicted = static_cast<size_t>(row.position + 1);
-                  sampler.prompt_logprob(
-                      logits.row(static_cast<int64_t>(r)), logits.cols,
-                      live.request.prompt[predicted], params,
-                      live.prompt_logprobs[predicted - static_cast<size_t>(params.logprob_start)]);
-                });
-}
-
-void EngineImpl::sample_rows(const scheduler::StepPlan& plan, MatrixView logits) {
-  inputs_.clear();
-  input_items_.clear();
-  const std::span<const LogitRow> rows = builder_.rows();
-  for (size_t r = 0; r < rows.size(); ++r) {
-    if (!rows[r].samples) continue;
-    const auto item = static_cast<size_t>(rows[r].item);
-    const LiveRequest& live = *find(plan.items[item].id);
-    inputs_.push_back({logits.row(static_cast<int64_t>(r)), logits.cols, &live.request.sampling,
-                       live.counts_tokens ? &live.counts : nullptr, live.end_ids, live.generated,
-                       live.seed, static_cast<uint32_t>(live.request.choice_index)});
-    input_items_.push_back(item);
-  }
-  outputs_.assign(inputs_.size(), {});
-  sampler_.sample(inputs_, outputs_);
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    SampleOutput& out = outputs_[i];
-    const size_t item = input_items_[i];
-    LiveRequest& live = *find(plan.items[item].id);
-    if (out.replaced > 0) {
-      LOG_WARN("Request {}: {} of {} logits at output token {} were not finite and were replaced",
-               live.id, out.replaced, logits.cols, live.generated);
-    }
-    if (out.token.token < 0) {
-      live.abort_code = out.replaced > 0 ? ErrorCode::kInternal : ErrorCode::kInvalidArgument;
-      live.abort_message = std::move(out.error);
-      sampled_[item] = {-1, FinishKind::kAbort};
-      continue;
-    }
-    const int32_t token = out.token.token;
-    sampled_[item] = {token, record_token(live, std::move(out.token))};
-  }
-}
-
 void EngineImpl::fail_step(const scheduler::StepPlan& plan, const Error& error) {
   LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(), error.message);
   scheduler_->abandon(plan);  // nothing it wrote may be served from the cache
@@ -377,6 +286,7 @@ OutputEvent EngineImpl::make_event(LiveRequest& live) {
   event.prompt_tokens = live.prompt_length;
   event.cached_tokens = live.cached_tokens;
   event.retractions = live.retractions;
+  event.decode_steps = live.decode_steps;
   event.queue_seconds = (live.admitted < 0 ? now() : live.admitted) - live.submitted;
   event.prompt_logprobs = std::move(live.prompt_logprobs);
   live.prompt_logprobs.clear();
@@ -402,6 +312,7 @@ void EngineImpl::finish(LiveRequest& live, FinishKind kind, const std::string& m
     event.message = live.abort_message.empty() ? message : std::move(live.abort_message);
     event.abort_code = live.abort_code;
   }
+  if (speculator_ != nullptr) speculator_->end(live.id);
   if (live.request.probe) {
     std::erase(probes_, live.id);
   } else {

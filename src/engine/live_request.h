@@ -30,6 +30,7 @@ struct LiveRequest {
   TokenCounts counts;
   int32_t cached_tokens = 0;  // at first admission
   int32_t retractions = 0;
+  int32_t decode_steps = 0;
   int32_t next_prompt_row = 0;  // the next position whose logits give a prompt log-probability
   std::vector<OutputToken> prompt_logprobs;
 

@@ -31,11 +31,23 @@ void apply_penalties(const SampleInput& in, int64_t n) {
     const auto frequency = static_cast<float>(params.frequency_penalty);
     const auto presence = static_cast<float>(params.presence_penalty);
     const auto repetition = static_cast<float>(params.repetition_penalty);
-    for (const auto& [token, count] : in.counts->entries()) {
-      if (token >= n) continue;
+    const auto penalise = [&](int32_t token, int64_t count) {
+      if (token >= n) return;
       float v = x[token] - frequency * static_cast<float>(count) - presence;
       if (repetition != 1.0f) v = v < 0 ? v * repetition : v / repetition;
       x[token] = v;
+    };
+    const auto assumed = [&](int32_t token) {
+      return std::count(in.assumed.begin(), in.assumed.end(), token);
+    };
+    for (const auto& [token, count] : in.counts->entries()) {
+      penalise(token, count + assumed(token));
+    }
+    for (size_t i = 0; i < in.assumed.size(); ++i) {
+      const int32_t token = in.assumed[i];
+      const auto end = in.assumed.begin() + static_cast<std::ptrdiff_t>(i);
+      const bool done = std::find(in.assumed.begin(), end, token) != end;
+      if (!done && !in.counts->contains(token)) penalise(token, assumed(token));
     }
   }
   for (const auto& [token, bias] : params.logit_bias) {

@@ -1,6 +1,7 @@
 #include "engine/step_report.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "base/log.h"
 
@@ -40,6 +41,8 @@ void StepReport::step(const StepFacts& facts, double now, EngineStats& stats) {
         stats.scheduler.running, stats.scheduler.waiting);
   }
 
+  count_drafts(facts, stats);
+
   if (window_start_ < 0) {
     window_start_ = log_start_ = now - facts.seconds;
     window_tokens_ = log_tokens_ = 0;
@@ -56,16 +59,36 @@ void StepReport::step(const StepFacts& facts, double now, EngineStats& stats) {
     stats.gen_throughput = static_cast<double>(log_tokens_) / span;
     log_decode(stats);
     decode_steps_ = 0;
+    verified_ = drafted_ = accepted_ = 0;
     log_start_ = window_start_ = now;
     log_tokens_ = window_tokens_ = 0;
   }
 }
 
+void StepReport::count_drafts(const StepFacts& facts, EngineStats& stats) {
+  if (facts.verified_items == 0) return;
+  stats.spec_verify_count += static_cast<uint64_t>(facts.verified_items);
+  stats.spec_draft_tokens += static_cast<uint64_t>(facts.draft_tokens);
+  stats.spec_accepted_tokens += static_cast<uint64_t>(facts.accepted_tokens);
+  verified_ += facts.verified_items;
+  drafted_ += facts.draft_tokens;
+  accepted_ += facts.accepted_tokens;
+  stats.spec_accept_length =
+      static_cast<double>(verified_ + accepted_) / static_cast<double>(verified_);
+  stats.spec_accept_rate =
+      drafted_ > 0 ? static_cast<double>(accepted_) / static_cast<double>(drafted_) : 0;
+}
+
 void StepReport::log_decode(const EngineStats& stats) const {
+  char speculation[64] = "";
+  if (verified_ > 0) {
+    std::snprintf(speculation, sizeof speculation, "accept len: %.2f, accept rate: %.2f, ",
+                  stats.spec_accept_length, stats.spec_accept_rate);
+  }
   LOG_INFO(
-      "Decode batch. #running-req: {}, #token: {}, token usage: {:.2f}, gen throughput (token/s): "
-      "{:.2f}, #queue-req: {}",
-      stats.scheduler.running, stats.scheduler.used_tokens, usage(stats.scheduler),
+      "Decode batch. #running-req: {}, #token: {}, token usage: {:.2f}, {}gen throughput "
+      "(token/s): {:.2f}, #queue-req: {}",
+      stats.scheduler.running, stats.scheduler.used_tokens, usage(stats.scheduler), speculation,
       stats.gen_throughput, stats.scheduler.waiting);
 }
 

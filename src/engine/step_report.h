@@ -15,6 +15,9 @@ struct StepFacts {
   int64_t prompt_tokens = 0;     // of the sequences admitted: cached or to be computed
   int64_t generated_tokens = 0;  // sampled, by prefill or decode items
   int decode_items = 0;
+  // With speculation:
+  int verified_items = 0;  // decode items
+  int64_t draft_tokens = 0, accepted_tokens = 0;
   double seconds = 0;
 };
 
@@ -31,6 +34,7 @@ class StepReport {
   // The longest that a gauge stays as it is while something changes.
   static constexpr double kRefreshSeconds = 1.0;
 
+  void count_drafts(const StepFacts& facts, EngineStats& stats);
   void log_decode(const EngineStats& stats) const;
 
   int decode_log_interval_;
@@ -39,6 +43,7 @@ class StepReport {
   int64_t window_tokens_ = 0;
   double log_start_ = -1;
   int64_t log_tokens_ = 0;
+  int64_t verified_ = 0, drafted_ = 0, accepted_ = 0;  // since the last log line
   double hit_start_ = -1;
   int64_t hit_cached_ = 0, hit_prompt_ = 0;
 };

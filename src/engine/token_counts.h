@@ -23,6 +23,7 @@ class TokenCounts {
       ++entries_[static_cast<size_t>(it->second)].count;
     }
   }
+  bool contains(int32_t token) const { return index_.contains(token); }
   /// Distinct tokens in order of first appearance.
   std::span<const Entry> entries() const { return entries_; }
 

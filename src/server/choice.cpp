@@ -22,6 +22,7 @@ void Choice::on_event(engine::OutputEvent&& event) {
   const Clock::time_point now = Clock::now();
   cached_tokens_ = event.cached_tokens;
   retractions_ = event.retractions;
+  decode_steps_ = event.decode_steps;
   queue_seconds_ = event.queue_seconds;
   if (!event.prompt_logprobs.empty()) prompt_entries_ = std::move(event.prompt_logprobs);
 

@@ -63,6 +63,8 @@ class Choice final : public EventReceiver, public std::enable_shared_from_this<C
   /// Of these: up to and including the end of the thinking.
   int64_t reasoning_tokens() const { return reasoning_tokens_; }
   int retractions() const { return retractions_; }
+  /// Fewer than tokens where drafts were accepted.
+  int decode_steps() const { return decode_steps_; }
   bool first_of_prompt() const { return first_of_prompt_; }
 
   /// Everything said so far; kept only when nothing is streamed or `keep_all` was set.
@@ -112,6 +114,7 @@ class Choice final : public EventReceiver, public std::enable_shared_from_this<C
   int64_t completion_tokens_ = 0;
   int64_t reasoning_tokens_ = 0;
   int retractions_ = 0;
+  int decode_steps_ = 0;
   double queue_seconds_ = 0;
   double ttft_seconds_ = -1;
   double e2e_seconds_ = 0;

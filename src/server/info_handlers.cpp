@@ -1,4 +1,5 @@
 // What the server says about itself: model, arguments, loads, metrics, version.
+#include <algorithm>
 #include <boost/json/serialize.hpp>
 #include <ctime>
 
@@ -43,6 +44,11 @@ HttpResponse server_info(const AppState& app) {
   state["memory_usage"] = std::move(memory);
   state["effective_max_running_requests_per_dp"] =
       app.engine->config().scheduler.max_running_requests;
+  using Source = engine::SpeculationConfig::Source;
+  if (app.engine->config().speculation.source != Source::kNone) {
+    const auto steps = static_cast<double>(std::max<uint64_t>(stats.spec_verify_count, 1));
+    state["avg_spec_accept_length"] = 1 + static_cast<double>(stats.spec_accepted_tokens) / steps;
+  }
   out["internal_states"] = json::array{std::move(state)};
   out["version"] = text_value(app.config.version);
   return json_response(json::serialize(out));
@@ -118,6 +124,15 @@ HttpResponse loads(const AppState& app, const HttpRequest& request) {
     memory["free_tokens"] = s.free_tokens;
     memory["evictable_tokens"] = s.evictable_tokens;
     load["memory"] = std::move(memory);
+  }
+  if (wants("spec")) {
+    json::object spec;
+    spec["accept_length"] = stats.spec_accept_length;
+    spec["accept_rate"] = stats.spec_accept_rate;
+    spec["verify_ct_total"] = stats.spec_verify_count;
+    spec["draft_tokens_total"] = stats.spec_draft_tokens;
+    spec["accepted_tokens_total"] = stats.spec_accepted_tokens;
+    load["speculative"] = std::move(spec);
   }
   if (wants("queues")) {
     json::object queues;

@@ -210,6 +210,11 @@ void Metrics::append_gauges(std::vector<prometheus::MetricFamily>* families) con
         stats.gen_throughput);
   gauge("cache_hit_rate", "Cached share of prompt tokens of the last reporting window.",
         stats.cache_hit_rate);
+  gauge("spec_accept_length",
+        "Tokens per request and step with speculation, of the last reporting window.",
+        stats.spec_accept_length);
+  gauge("spec_accept_rate", "Share of drafted tokens that held, of the last reporting window.",
+        stats.spec_accept_rate);
   gauge("max_total_num_tokens", "KV pool size in tokens.", real(s.total_tokens));
   gauge("kv_available_tokens", "Free KV tokens.", real(s.free_tokens));
   gauge("kv_evictable_tokens", "KV tokens cached and not pinned.", real(s.evictable_tokens));

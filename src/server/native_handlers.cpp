@@ -88,6 +88,13 @@ class NativeWriter final : public ResponseWriter {
     number("cached_tokens", choice.cached_tokens());
     number("reasoning_tokens", 0);
     number("num_retractions", choice.retractions());
+    using Source = engine::SpeculationConfig::Source;
+    if (app_.engine->config().speculation.source != Source::kNone && choice.decode_steps() > 0) {
+      number("spec_verify_ct", choice.decode_steps());
+      out += ",\"spec_accept_length\":";
+      append_json_double(out,
+                         static_cast<double>(choice.completion_tokens()) / choice.decode_steps());
+    }
     out += ",\"weight_version\":";
     append_json_string(out, app_.config.weight_version);
     if (final) {

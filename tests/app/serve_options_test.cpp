@@ -150,6 +150,33 @@ TEST(ServeOptions, FlagsWithoutMeaningGiveOneWarningEach) {
   }
 }
 
+TEST(ServeOptions, Speculation) {
+  using Source = engine::SpeculationConfig::Source;
+  const ServeOptions none = good({});
+  EXPECT_EQ(none.engine.speculation.source, Source::kNone);
+  EXPECT_EQ(none.engine.scheduler.max_running_requests, 256);
+  const ServeOptions ngram = good({"--speculative-algorithm", "NGRAM"});
+  EXPECT_EQ(ngram.engine.speculation.source, Source::kNgram);
+  EXPECT_EQ(ngram.engine.speculation.max_drafts, 11);
+  EXPECT_TRUE(ngram.engine.speculation.adaptive);
+  EXPECT_EQ(ngram.engine.scheduler.max_running_requests, 48);
+  const ServeOptions chosen =
+      good({"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "5",
+            "--max-running-requests", "100"});
+  EXPECT_EQ(chosen.engine.speculation.max_drafts, 4);
+  EXPECT_EQ(chosen.engine.scheduler.max_running_requests, 100);
+  for (const char* tokens : {"1", "65", "-3"}) {
+    const std::string message =
+        refused({"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", tokens});
+    EXPECT_TRUE(contains(message, tokens)) << message;
+    EXPECT_TRUE(contains(message, "speculative-num-draft-tokens")) << message;
+  }
+  const ServeOptions idle = good({"--speculative-num-draft-tokens", "5"});
+  EXPECT_EQ(idle.engine.speculation.source, Source::kNone);
+  ASSERT_EQ(idle.warnings.size(), 1u);
+  EXPECT_TRUE(contains(idle.warnings[0], "--speculative-algorithm"));
+}
+
 TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
   const std::vector<std::vector<std::string>> cases = {
       {"--tp", "2"},

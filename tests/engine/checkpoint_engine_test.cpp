@@ -83,6 +83,32 @@ TEST_P(CheckpointEngine, GreedyEqualsTransformersInAnyCompany) {
   }
 }
 
+TEST_P(CheckpointEngine, SpeculationChangesNothing) {
+  EngineConfig plain = small_config();
+  EngineConfig drafted = plain;
+  drafted.speculation.source = SpeculationConfig::Source::kNgram;
+  drafted.speculation.adaptive = false;
+  Served a(GetParam(), plain), b(GetParam(), drafted);
+  std::vector<std::pair<Output*, Output*>> pairs;
+  for (uint32_t i = 0; i < 6; ++i) {
+    std::vector<int32_t> prompt = prompt_of(12, 40 + i, 200);
+    for (int copy = 0; copy < 3; ++copy)
+      prompt.insert(prompt.end(), prompt.begin(), prompt.begin() + 12);
+    EngineRequest r = greedy(prompt, 48);
+    r.sampling.ignore_eos = true;
+    r.sampling.logprobs = true;
+    r.sampling.seed = 5;
+    if (i % 2 == 1) r.sampling.temperature = 0.3;
+    if (i % 3 == 1) r.sampling.repetition_penalty = 1.2;
+    pairs.emplace_back(&a.submit(r), &b.submit(r));
+  }
+  for (const auto& [x, y] : pairs) {
+    EXPECT_EQ(x->wait().tokens(), y->wait().tokens());
+    EXPECT_EQ(x->last().tokens.back().logprob, y->last().tokens.back().logprob);
+  }
+  EXPECT_GT(b.engine->stats().spec_draft_tokens, 50u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, CheckpointEngine,
                          ::testing::Values("tiny-llama3-f32", "tiny-smol-bf16", "tiny-qwen2-bf16",
                                            "tiny-qwen3-f32"));

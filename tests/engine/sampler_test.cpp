@@ -39,6 +39,35 @@ SamplingParams greedy() {
   return p;
 }
 
+TEST(Sampler, AssumedTokensCountLikeWrittenOnes) {
+  std::mt19937 random(4);
+  SamplingParams params;
+  params.temperature = 0;
+  params.logprobs = true;
+  params.frequency_penalty = 0.7;
+  params.presence_penalty = 0.4;
+  params.repetition_penalty = 1.3;
+  for (int round = 0; round < 50; ++round) {
+    std::vector<float> row(12);
+    for (float& x : row) x = static_cast<float>(random() % 1000) / 100 - 4;
+    TokenCounts written, all;
+    std::vector<int32_t> assumed;
+    for (int i = 0; i < 10; ++i) {
+      const auto token = static_cast<int32_t>(random() % 8);
+      all.add(token);
+      i < 5 ? written.add(token) : assumed.push_back(token);
+    }
+    RowSampler sampler({});
+    std::vector<float> a = row, b = row;
+    SampleOutput x, y;
+    sampler.sample({a.data(), 12, &params, &all, {}, 10, 1, 0}, x);
+    sampler.sample({b.data(), 12, &params, &written, {}, 10, 1, 0, assumed}, y);
+    EXPECT_EQ(a, b);
+    EXPECT_EQ(x.token.token, y.token.token);
+    EXPECT_EQ(x.token.logprob, y.token.logprob);
+  }
+}
+
 TEST(Sampler, GreedyTakesTheLowestIdOnTies) {
   EXPECT_EQ(sample({1, 3, 2, 3}, greedy()).token.token, 1);
   EXPECT_EQ(sample({-kInf, -kInf, -5, -5}, greedy()).token.token, 2);

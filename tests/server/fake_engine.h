@@ -171,6 +171,11 @@ class FakeEngine final : public engine::Engine {
     stats.step_prefill_tokens = step_prefill_;
     stats.gen_throughput = live_.empty() ? 0 : 12.5;
     stats.cache_hit_rate = 0.25;
+    stats.spec_accept_length = 2.5;
+    stats.spec_accept_rate = 0.5;
+    stats.spec_verify_count = 10;
+    stats.spec_draft_tokens = 30;
+    stats.spec_accepted_tokens = 15;
     stats.weight_bytes = 1000;
     stats.kv_bytes = 2000;
     return stats;

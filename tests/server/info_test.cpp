@@ -84,6 +84,12 @@ TEST(Info, Loads) {
   EXPECT_TRUE(at(h.get("/v1/loads?include=core,queues").json(), "loads", 0)
                   .get_object()
                   .contains("queues"));
+  const json::value spec = at(h.get("/v1/loads?include=spec").json(), "loads", 0, "speculative");
+  EXPECT_EQ(at(spec, "accept_length").to_number<double>(), 2.5);
+  EXPECT_EQ(at(spec, "accept_rate").to_number<double>(), 0.5);
+  EXPECT_EQ(integer(spec, "verify_ct_total"), 10);
+  EXPECT_EQ(integer(spec, "draft_tokens_total"), 30);
+  EXPECT_EQ(integer(spec, "accepted_tokens_total"), 15);
   EXPECT_EQ(h.get("/v1/loads?include=core,junk").status, 400);
   EXPECT_EQ(h.get("/v1/loads?format=xml").status, 400);
   EXPECT_EQ(h.get("/v1/loads?dp_rank=3").status, 400);

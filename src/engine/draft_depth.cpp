@@ -1,0 +1,93 @@
+#include "engine/draft_depth.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace capstan::engine {
+
+void StepTimes::observe(int rows, double seconds) {
+  if (rows < 1 || !(seconds > 0)) return;
+  constexpr int kFew = 4;  // samples that say more of this estimate than of the machine's speed
+  constexpr double kFirst = 0.5, kCommon = 0.12, kOwn = 0.12;
+  const auto at = static_cast<size_t>(rows);
+  if (at >= seconds_.size()) {
+    seconds_.resize(at + 1, 0.0);
+    samples_.resize(at + 1, 0);
+  }
+  if (samples_[at] == 0) seconds_[at] = seconds;
+  const double ratio = std::clamp(seconds / seconds_[at], 0.5, 2.0);
+  if (samples_[at] < kFew) {
+    ++samples_[at];
+    seconds_[at] *= 1 + kFirst * (ratio - 1);
+    return;
+  }
+  const double common = std::pow(ratio, kCommon);
+  for (double& s : seconds_) s *= common;
+  seconds_[at] *= 1 + kOwn * (ratio / common - 1);
+}
+
+bool StepTimes::known(int rows) const {
+  return rows >= 0 && rows <= widest() && seconds_[static_cast<size_t>(rows)] > 0;
+}
+
+double StepTimes::seconds(int rows) const {
+  int below = std::min(rows, widest());
+  while (below > 0 && !known(below)) --below;
+  int above = rows;
+  while (above <= widest() && !known(above)) ++above;
+  if (above > widest()) return below > 0 ? seconds_[static_cast<size_t>(below)] : 0;
+  const double high = seconds_[static_cast<size_t>(above)];
+  if (below <= 0 || below == above) return high;
+  const double low = seconds_[static_cast<size_t>(below)];
+  return low + (high - low) * (rows - below) / (above - below);
+}
+
+void DraftDepth::observe(int rows, int drafts, double seconds) {
+  times_.observe(rows, seconds);
+  since_plain_ = drafts == 0 ? 0 : since_plain_ + 1;
+}
+
+void DraftDepth::choose(std::span<const Candidate> candidates, int rows, std::vector<int>& depth) {
+  depth.assign(candidates.size(), 0);
+  // Without the time of a plain step there is nothing to compare with; then now and again, so that
+  // the comparison stays true.
+  if (!times_.known(rows) || since_plain_ >= kProbe) return;
+
+  heap_.clear();
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (candidates[i].most > 0) heap_.emplace_back(candidates[i].acceptance, i);
+  }
+  if (heap_.empty()) return;
+  // At most twice the rows that were ever tried: one bad guess costs little.
+  const int limit = std::min(kMostDrafts, std::max(2 * times_.widest() - rows, 1));
+  std::make_heap(heap_.begin(), heap_.end());
+  order_.clear();
+  double tokens = rows;
+  double best = tokens / times_.seconds(rows) * kWorthwhile;
+  size_t taken = 0;
+  while (!heap_.empty() && static_cast<int>(order_.size()) < limit) {
+    std::pop_heap(heap_.begin(), heap_.end());
+    auto [gain, i] = heap_.back();
+    heap_.pop_back();
+    tokens += gain;
+    order_.push_back(i);
+    if (++depth[i] < candidates[i].most) {
+      heap_.emplace_back(gain * candidates[i].acceptance, i);
+      std::push_heap(heap_.begin(), heap_.end());
+    }
+    const double speed = tokens / times_.seconds(rows + static_cast<int>(order_.size()));
+    if (speed > best) {
+      best = speed;
+      taken = order_.size();
+    }
+  }
+  since_drafts_ = taken > 0 ? 0 : since_drafts_ + 1;
+  if (since_drafts_ >= kProbe) {
+    since_drafts_ = 0;
+    taken = std::min(order_.size(), candidates.size());
+  }
+  depth.assign(candidates.size(), 0);
+  for (size_t j = 0; j < taken; ++j) ++depth[order_[j]];
+}
+
+}  // namespace capstan::engine
