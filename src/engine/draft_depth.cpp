@@ -26,18 +26,21 @@ void StepTimes::observe(int rows, double seconds) {
   seconds_[at] *= 1 + kOwn * (ratio / common - 1);
 }
 
-bool StepTimes::known(int rows) const {
-  return rows >= 0 && rows <= widest() && seconds_[static_cast<size_t>(rows)] > 0;
+int StepTimes::seen_up_to(int rows) const {
+  int seen = std::min(rows, widest());
+  while (seen > 0 && seconds_[static_cast<size_t>(seen)] == 0) --seen;
+  return std::max(seen, 0);
 }
 
+bool StepTimes::known(int rows) const { return rows <= widest() && seen_up_to(rows) > 0; }
+
 double StepTimes::seconds(int rows) const {
-  int below = std::min(rows, widest());
-  while (below > 0 && !known(below)) --below;
-  int above = rows;
-  while (above <= widest() && !known(above)) ++above;
+  const int below = seen_up_to(rows);
+  int above = std::max(rows, 1);
+  while (above <= widest() && seconds_[static_cast<size_t>(above)] == 0) ++above;
   if (above > widest()) return below > 0 ? seconds_[static_cast<size_t>(below)] : 0;
   const double high = seconds_[static_cast<size_t>(above)];
-  if (below <= 0 || below == above) return high;
+  if (below == 0 || below == above) return high;
   const double low = seconds_[static_cast<size_t>(below)];
   return low + (high - low) * (rows - below) / (above - below);
 }
@@ -51,7 +54,11 @@ void DraftDepth::choose(std::span<const Candidate> candidates, int rows, std::ve
   depth.assign(candidates.size(), 0);
   // Without the time of a plain step there is nothing to compare with; then now and again, so that
   // the comparison stays true.
-  if (!times_.known(rows) || since_plain_ >= kProbe) return;
+  if (!times_.known(rows)) return;
+  if (since_plain_ >= kProbe) {
+    since_plain_ = 0;
+    return;
+  }
 
   heap_.clear();
   for (size_t i = 0; i < candidates.size(); ++i) {

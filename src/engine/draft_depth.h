@@ -20,6 +20,7 @@ namespace capstan::engine {
 class StepTimes {
  public:
   void observe(int rows, double seconds);
+  /// Seen, or between two that were.
   bool known(int rows) const;
   /// Between two known numbers of rows interpolated, beyond the last one as that: hopeful, so that
   /// it is tried. 0 when nothing is known.
@@ -27,7 +28,10 @@ class StepTimes {
   int widest() const { return static_cast<int>(seconds_.size()) - 1; }  // -1: nothing known
 
  private:
-  std::vector<double> seconds_;  // by rows; 0: unknown
+  /// The largest number of rows seen that is at most `rows`; 0: none.
+  int seen_up_to(int rows) const;
+
+  std::vector<double> seconds_;  // by rows; 0: not seen
   std::vector<int> samples_;     // parallel; counted to a few
 };
 

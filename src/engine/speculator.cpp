@@ -85,7 +85,7 @@ void Speculator::propose(scheduler::Scheduler& scheduler, std::span<const Reques
         {acceptance(text, draft.evidence), static_cast<int>(draft.tokens.size())});
   }
   if (config_.adaptive) {
-    depth_.choose(candidates_, static_cast<int>(decoding.size()), depths_);
+    depth_.choose(candidates_, static_cast<int>(drafts_.size()), depths_);
   }
   for (size_t i = 0; i < drafts_.size(); ++i) {
     std::span<const int32_t> tokens = drafts_[i].tokens;

@@ -33,7 +33,9 @@ TEST(StepTimes, InterpolatesAndIsHopefulBeyond) {
   EXPECT_EQ(times.seconds(3), 0);
   times.observe(2, 0.010);
   times.observe(6, 0.030);
-  EXPECT_FALSE(times.known(4));
+  EXPECT_TRUE(times.known(4));
+  EXPECT_FALSE(times.known(1));
+  EXPECT_FALSE(times.known(7));
   EXPECT_DOUBLE_EQ(times.seconds(4), 0.020);
   EXPECT_DOUBLE_EQ(times.seconds(1), 0.010);
   EXPECT_DOUBLE_EQ(times.seconds(60), 0.030);
