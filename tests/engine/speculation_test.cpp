@@ -136,6 +136,7 @@ TEST(Speculation, SavesSteps) {
   Output& output = h.submit(r).wait();
   EXPECT_EQ(output.tokens().size(), 200u);
   EXPECT_LE(output.last().decode_steps, 30) << "eight tokens a step";
+  h.expect_clean();  // the step's figures are published after its tokens
   const EngineStats stats = h.engine().stats();
   EXPECT_EQ(stats.spec_verify_count, static_cast<uint64_t>(output.last().decode_steps));
   EXPECT_GT(stats.spec_accept_length, 6);
