@@ -5,6 +5,14 @@
 
 namespace capstan::engine {
 
+namespace {
+
+// A row more than were ever tried is taken to cost half of what the others do on average: then
+// likely drafts are tried and unlikely ones are not.
+constexpr double kUnseenRow = 0.5;
+
+}  // namespace
+
 void StepTimes::observe(int rows, double seconds) {
   if (rows < 1 || !(seconds > 0)) return;
   constexpr int kFew = 4;  // samples that say more of this estimate than of the machine's speed
@@ -38,7 +46,10 @@ double StepTimes::seconds(int rows) const {
   const int below = seen_up_to(rows);
   int above = std::max(rows, 1);
   while (above <= widest() && seconds_[static_cast<size_t>(above)] == 0) ++above;
-  if (above > widest()) return below > 0 ? seconds_[static_cast<size_t>(below)] : 0;
+  if (above > widest()) {
+    if (below == 0) return 0;
+    return seconds_[static_cast<size_t>(below)] * (1 + kUnseenRow * (rows - below) / below);
+  }
   const double high = seconds_[static_cast<size_t>(above)];
   if (below == 0 || below == above) return high;
   const double low = seconds_[static_cast<size_t>(below)];

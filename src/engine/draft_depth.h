@@ -22,8 +22,8 @@ class StepTimes {
   void observe(int rows, double seconds);
   /// Seen, or between two that were.
   bool known(int rows) const;
-  /// Between two known numbers of rows interpolated, beyond the last one as that: hopeful, so that
-  /// it is tried. 0 when nothing is known.
+  /// Between two known numbers of rows interpolated; beyond the last a guess. 0 when nothing is
+  /// known.
   double seconds(int rows) const;
   int widest() const { return static_cast<int>(seconds_.size()) - 1; }  // -1: nothing known
 
