@@ -50,7 +50,7 @@ class DraftDepth {
 
  private:
   // Below this the gain is lost in the noise of the measurements.
-  static constexpr double kWorthwhile = 1.03;
+  static constexpr double kWorthwhile = 1.05;
   // Drafts of one step: bounds the memory for logits (64 rows of 150 k floats are 38 MB). CPUs are
   // bound by arithmetic at a dozen rows already.
   static constexpr int kMostDrafts = 64;
