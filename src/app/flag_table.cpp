@@ -80,7 +80,7 @@ constexpr Flag kFlags[] = {
 {"enable-mixed-chunk", "", kBool, "", "", 1, kNoEffect, "Memory and scheduling", "Prefill and decode always share a step"},
 {"num-continuous-decode-steps", "", kInt, "1", "", 1, kNoEffect, "Memory and scheduling", "Every step is scheduled"},
 {"random-seed", "", kInt, "", "", 1, kEffective, "Memory and scheduling", "Seed of requests that name none; default: random"},
-{"enable-deterministic-inference", "", kBool, "", "", 1, kNoEffect, "Memory and scheduling", "Outputs never depend on the batch, and seeds are always honoured"},
+{"enable-deterministic-inference", "", kBool, "", "", 1, kEffective, "Memory and scheduling", "One form of latent attention (DeepSeek) for prompts of any length, so that no bit of an output depends on chunks or cache; other families need no flag for it"},
 {"watchdog-timeout", "", kFloat, "300", "", 1, kEffective, "Memory and scheduling", "Seconds after which a step that does not end ends the process; 0: off"},
 {"soft-watchdog-timeout", "", kFloat, "", "", 1, kEffective, "Memory and scheduling", "Seconds after which a slow step is reported"},
 {"device", "", kString, "auto", "auto cpu cuda hip xpu hpu npu musa mps", 1, kEffective, "Memory and scheduling", "auto or cpu; others are refused"},

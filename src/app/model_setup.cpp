@@ -85,6 +85,7 @@ Result<std::unique_ptr<model::Model>> load_weights(const ServeOptions& options,
   load.dummy_weights = options.load_format == LoadFormat::kDummy;
   load.dummy_seed = options.engine.random_seed;
   load.progress = [&reporter](const model::LoadProgress& p) { reporter.update(p); };
+  if (options.deterministic) load.mla_form = kernels::MlaForm::kAbsorbed;
   load.cancelled = cancelled;
   auto model = model::load_model(parts.checkpoint, parts.ops, *parts.pool, load);
   reporter.abandon();

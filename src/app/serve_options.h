@@ -30,6 +30,7 @@ struct ServeOptions {
   int threads = 0;
   std::optional<kernels::Isa> isa;
   bool exact_activations = false;
+  bool deterministic = false;
   bool sampling_defaults_from_model = true;
   bool skip_warmup = false;
   std::string log_level = "info";

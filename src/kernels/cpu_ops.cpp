@@ -98,7 +98,7 @@ class CpuOps final : public Ops {
   }
 
   Result<std::unique_ptr<MlaProjection>> pack_mla(const MlaProjectionSpec& spec) override {
-    return PackedMla::pack(spec);
+    return PackedMla::pack(spec, !options_.quantise_activations);
   }
 
   void mla_store(const MlaStoreArgs& args) override {

@@ -106,7 +106,7 @@ bool fits_half(const TensorView& t) {
 }
 
 /// What a tensor is stored as; an error if it cannot be.
-Result<DType> stored_dtype(const TensorView& t) {
+Result<DType> stored_dtype(const TensorView& t, bool exact) {
   const std::string name(dtype_info(t.dtype).name);
   if (t.dtype == DType::kF32 || t.dtype == DType::kF16 || t.dtype == DType::kBF16 ||
       t.dtype == DType::kF8E4M3) {
@@ -122,7 +122,7 @@ Result<DType> stored_dtype(const TensorView& t) {
                             " elements, no multiple of the " + std::to_string(block) + " of a " +
                             name + " block");
   }
-  return fits_half(t) ? DType::kF16 : DType::kF32;
+  return !exact && fits_half(t) ? DType::kF16 : DType::kF32;
 }
 
 }  // namespace
@@ -171,7 +171,7 @@ void PackedMla::decode(const MlaMatrix& m, float* out) {
   }
 }
 
-Result<std::unique_ptr<MlaProjection>> PackedMla::pack(const MlaProjectionSpec& spec) {
+Result<std::unique_ptr<MlaProjection>> PackedMla::pack(const MlaProjectionSpec& spec, bool exact) {
   const MlaShape& s = spec.shape;
   if (s.heads < 1 || s.nope_dim < 1 || s.rope_dim < 2 || s.rope_dim % 2 != 0 || s.value_dim < 1 ||
       s.rank < 1) {
@@ -192,15 +192,15 @@ Result<std::unique_ptr<MlaProjection>> PackedMla::pack(const MlaProjectionSpec& 
   if (joint) {
     CAPSTAN_RETURN_IF_ERROR(
         check_shape(spec.kv_b, {int64_t{s.heads} * (s.nope_dim + s.value_dim), s.rank}));
-    CAPSTAN_ASSIGN(dtype, stored_dtype(spec.kv_b));
+    CAPSTAN_ASSIGN(dtype, stored_dtype(spec.kv_b, exact));
     if (dtype == DType::kF8E4M3) {
       CAPSTAN_RETURN_IF_ERROR(check_fp8(spec.kv_b, spec.kv_b_scale));
     }
   } else {
     CAPSTAN_RETURN_IF_ERROR(check_shape(spec.k_b, {s.heads, s.rank, s.nope_dim}));
     CAPSTAN_RETURN_IF_ERROR(check_shape(spec.v_b, {s.heads, s.value_dim, s.rank}));
-    CAPSTAN_ASSIGN(const DType k_dtype, stored_dtype(spec.k_b));
-    CAPSTAN_ASSIGN(const DType v_dtype, stored_dtype(spec.v_b));
+    CAPSTAN_ASSIGN(const DType k_dtype, stored_dtype(spec.k_b, exact));
+    CAPSTAN_ASSIGN(const DType v_dtype, stored_dtype(spec.v_b, exact));
     for (const TensorView* t : {&spec.k_b, &spec.v_b}) {
       if (t->dtype == DType::kF8E4M3) {
         return invalid_argument("tensor " + t->name +

@@ -36,13 +36,15 @@ struct MlaMatrix {
 
 /// Weights keep the checkpoint's precision: F32, F16 and BF16 as they are; F8_E4M3 as bytes with
 /// their block scales (a product of the two in float32 is what dequantisation would give, at half
-/// the bytes of BF16 and without its rounding). GGUF's block formats are stored as F16: its
-/// rounding (2^-12 relative) is far below the format's own, and K_h of a kv_b would have its blocks
-/// across the sum. F8_E4M3 whose head sizes are no multiples of 16, pairs of unlike dtypes, and
-/// weights beyond the range of F16 become F32.
+/// the bytes of BF16 and without its rounding). GGUF's block formats are stored as F16 unless
+/// exactness is asked for: its rounding (2^-12 relative) is far below the format's own, and K_h of
+/// a kv_b would have its blocks across the sum. F8_E4M3 whose head sizes are no multiples of 16,
+/// pairs of unlike dtypes, and weights beyond the range of F16 become F32.
 class PackedMla final : public MlaProjection {
  public:
-  static Result<std::unique_ptr<MlaProjection>> pack(const MlaProjectionSpec& spec);
+  /// `exact`: block formats become F32.
+  static Result<std::unique_ptr<MlaProjection>> pack(const MlaProjectionSpec& spec,
+                                                     bool exact = false);
 
   size_t bytes() const override { return data_.bytes() + scales_.size() * sizeof(float); }
   const MlaShape& shape() const { return shape_; }
