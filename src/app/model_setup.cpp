@@ -11,6 +11,7 @@
 #include "app/memory_plan.h"
 #include "base/log.h"
 #include "model/describe.h"
+#include "model/weights.h"
 #include "platform/cpu.h"
 
 namespace capstan::app {
@@ -77,6 +78,10 @@ Status check_load_format(LoadFormat format, bool is_gguf, const std::string& pat
   return {};
 }
 
+bool drafts_with_layer(const ServeOptions& options) {
+  return options.engine.speculation.source == engine::SpeculationConfig::Source::kNextn;
+}
+
 Result<std::unique_ptr<model::Model>> load_weights(const ServeOptions& options,
                                                    const LoadedModel& parts,
                                                    const std::function<bool()>& cancelled) {
@@ -86,6 +91,7 @@ Result<std::unique_ptr<model::Model>> load_weights(const ServeOptions& options,
   load.dummy_seed = options.engine.random_seed;
   load.progress = [&reporter](const model::LoadProgress& p) { reporter.update(p); };
   if (options.deterministic) load.mla_form = kernels::MlaForm::kAbsorbed;
+  load.draft = drafts_with_layer(options);
   load.cancelled = cancelled;
   auto model = model::load_model(parts.checkpoint, parts.ops, *parts.pool, load);
   reporter.abandon();
@@ -99,7 +105,8 @@ Status size_kv_pool(ServeOptions& options, const model::ModelConfig& config, siz
   in.available_bytes = available_before;
   in.available_now_bytes = platform::memory_info().available_bytes;
   in.weight_bytes = weight_bytes;
-  in.bytes_per_token = model::KvStore::bytes_per_token(config, e.kv_dtype);
+  in.bytes_per_token =
+      model::KvStore::bytes_per_token(config, e.kv_dtype, drafts_with_layer(options) ? 1 : 0);
   in.context_length = e.scheduler.context_length;
   in.page_size = e.scheduler.page_size;
   in.mem_fraction_static = options.mem_fraction_static;
@@ -154,6 +161,29 @@ Status check_quantization(const std::string& flag, bool is_gguf) {
                           "quantization");
 }
 
+Status check_speculation(const ServeOptions& options, const model::Checkpoint& checkpoint) {
+  if (!drafts_with_layer(options)) return {};
+  const model::ModelConfig& config = checkpoint.config();
+  constexpr char kRemedy[] =
+      "; use --speculative-algorithm NGRAM, which drafts from the text, or leave the flag out";
+  if (config.num_nextn_predict_layers == 0) {
+    return invalid_argument("--speculative-algorithm NEXTN: this " + config.architecture_name +
+                                " has no multi-token prediction layer "
+                                "(num_nextn_predict_layers is 0)" +
+                                kRemedy,
+                            "speculative-algorithm");
+  }
+  const std::string projection = model::draft_spec(config).projection.name;
+  if (options.load_format != LoadFormat::kDummy && checkpoint.find(projection) == nullptr) {
+    return invalid_argument(
+        "--speculative-algorithm NEXTN: the checkpoint was stored without its "
+        "multi-token prediction layer ('" +
+            projection + "' is missing)" + kRemedy,
+        "speculative-algorithm");
+  }
+  return {};
+}
+
 Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
                          const std::function<bool()>& cancelled) {
   std::error_code error;
@@ -168,6 +198,7 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
   const bool is_gguf = out.checkpoint->gguf_vocabulary() != nullptr;
   CAPSTAN_RETURN_IF_ERROR(check_load_format(options.load_format, is_gguf, model_path));
   CAPSTAN_RETURN_IF_ERROR(check_quantization(options.quantization, is_gguf));
+  CAPSTAN_RETURN_IF_ERROR(check_speculation(options, *out.checkpoint));
   engine::EngineConfig& e = options.engine;
   CAPSTAN_ASSIGN(e.scheduler.context_length, decide_context_length(options, config));
   CAPSTAN_ASSIGN(e.kv_dtype, decide_kv_dtype(options.kv_cache_dtype, config));

@@ -37,4 +37,7 @@ Result<DType> decide_kv_dtype(const std::string& flag, const model::ModelConfig&
 /// --quantization against what the checkpoint holds.
 Status check_quantization(const std::string& flag, bool is_gguf);
 
+/// Drafts of a multi-token prediction layer need a checkpoint that has one.
+Status check_speculation(const ServeOptions& options, const model::Checkpoint& checkpoint);
+
 }  // namespace capstan::app

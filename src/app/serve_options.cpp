@@ -254,30 +254,85 @@ void fill_engine(const FlagValues& f, const Environment& env, ServeOptions& o) {
 /// while a step has few rows.
 constexpr int kSpeculativeRequests = 48;
 
+/// Tokens that a step verifies of a request, the last known one included.
+Result<int> draft_tokens(int64_t tokens, std::string_view flag) {
+  constexpr int64_t kMost = 64;
+  if (tokens >= 2 && tokens <= kMost) return static_cast<int>(tokens);
+  return refuse(flag, std::to_string(tokens) + " is outside 2 to " + std::to_string(kMost) +
+                          "; it counts the tokens that a step verifies, the last known one "
+                          "included");
+}
+
+/// Drafts of the checkpoint's own multi-token prediction layer: a chain of num-steps tokens.
+Status fill_nextn(const FlagValues& f, ServeOptions& o) {
+  constexpr int64_t kSteps = 3, kMostSteps = 63;
+  if (const int64_t k = f.integer("speculative-eagle-topk").value_or(1); k != 1) {
+    return refuse("speculative-eagle-topk",
+                  std::to_string(k) +
+                      " is not supported: drafts are a chain, not a tree; use 1, or leave the flag "
+                      "out, and raise --speculative-num-steps for longer drafts");
+  }
+  const std::optional<int64_t> wanted = f.integer("speculative-num-steps");
+  const std::optional<int64_t> tokens = f.integer("speculative-num-draft-tokens");
+  if (wanted && (*wanted < 1 || *wanted > kMostSteps)) {
+    return refuse("speculative-num-steps", std::to_string(*wanted) + " is outside 1 to " +
+                                               std::to_string(kMostSteps) +
+                                               "; it counts the tokens drafted for a request");
+  }
+  int64_t steps = wanted.value_or(kSteps);
+  if (tokens && !wanted) {
+    CAPSTAN_ASSIGN(const int checked, draft_tokens(*tokens, "speculative-num-draft-tokens"));
+    steps = checked - 1;
+  } else if (tokens && *tokens != steps + 1) {
+    o.warnings.push_back("--speculative-num-draft-tokens " + std::to_string(*tokens) +
+                         " has no effect: " + std::to_string(steps) +
+                         " steps make a chain of as many drafts, verified with the last known "
+                         "token, " +
+                         std::to_string(steps + 1) + " in all");
+  }
+  o.engine.speculation.source = engine::SpeculationConfig::Source::kNextn;
+  o.engine.speculation.max_drafts = static_cast<int>(steps);
+  return {};
+}
+
+Status fill_ngram(const FlagValues& f, ServeOptions& o) {
+  constexpr int64_t kTokens = 12;
+  for (const char* flag : {"speculative-num-steps", "speculative-eagle-topk"}) {
+    if (f.given(flag)) {
+      o.warnings.push_back("--" + std::string(flag) +
+                           " has no effect with --speculative-algorithm NGRAM");
+    }
+  }
+  CAPSTAN_ASSIGN(const int tokens,
+                 draft_tokens(f.integer("speculative-num-draft-tokens").value_or(kTokens),
+                              "speculative-num-draft-tokens"));
+  o.engine.speculation.source = engine::SpeculationConfig::Source::kNgram;
+  o.engine.speculation.max_drafts = tokens - 1;
+  return {};
+}
+
 Status fill_speculation(const FlagValues& f, ServeOptions& o) {
   const std::string algorithm = f.text("speculative-algorithm");
   if (algorithm.empty()) {
-    if (f.given("speculative-num-draft-tokens")) {
-      o.warnings.emplace_back(
-          "--speculative-num-draft-tokens has no effect without --speculative-algorithm");
+    for (const char* flag :
+         {"speculative-num-draft-tokens", "speculative-num-steps", "speculative-eagle-topk"}) {
+      if (f.given(flag)) {
+        o.warnings.push_back("--" + std::string(flag) +
+                             " has no effect without --speculative-algorithm");
+      }
     }
     return {};
   }
-  if (algorithm != "NGRAM") {
+  if (algorithm == "NGRAM") {
+    CAPSTAN_RETURN_IF_ERROR(fill_ngram(f, o));
+  } else if (algorithm == "NEXTN" || algorithm == "EAGLE") {
+    CAPSTAN_RETURN_IF_ERROR(fill_nextn(f, o));
+  } else {
     return refuse("speculative-algorithm",
                   algorithm +
-                      " is not available in this version; use NGRAM, which needs no draft "
-                      "model");
+                      " is not available in this version; use NEXTN for a checkpoint with a "
+                      "multi-token prediction layer (DeepSeek-V3, R1), or NGRAM, which needs none");
   }
-  const int64_t tokens = *f.integer("speculative-num-draft-tokens");
-  constexpr int64_t kMost = 64;
-  if (tokens < 2 || tokens > kMost) {
-    return refuse("speculative-num-draft-tokens",
-                  std::to_string(tokens) + " is outside 2 to " + std::to_string(kMost) +
-                      "; it counts the tokens that a step verifies, the last known one included");
-  }
-  o.engine.speculation.source = engine::SpeculationConfig::Source::kNgram;
-  o.engine.speculation.max_drafts = static_cast<int>(tokens) - 1;
   if (!f.given("max-running-requests")) {
     o.engine.scheduler.max_running_requests = kSpeculativeRequests;
   }

@@ -38,6 +38,7 @@ bool BatchBuilder::next() {
   positions_.clear();
   slots_.clear();
   sequences_.clear();
+  items_.clear();
   logit_rows_.clear();
   rows_.clear();
   for (; pass_ < passes_ && tokens_.empty(); ++pass_) {
@@ -55,6 +56,7 @@ void BatchBuilder::append(const Piece& piece) {
   const PromptRows wanted = prompt_rows_[static_cast<size_t>(piece.item)];
   const auto begin = static_cast<int32_t>(tokens_.size());
   const int32_t end = piece.start + piece.count;
+  items_.push_back(piece.item);
   sequences_.push_back({begin, piece.count, end, item.pages.data()});
   for (int32_t p = piece.start; p < end; ++p) {
     tokens_.push_back(item.tokens[static_cast<size_t>(p - item.start)]);

@@ -44,6 +44,7 @@ class BatchBuilder {
 
   const model::ForwardBatch& batch() const { return batch_; }
   std::span<const LogitRow> rows() const { return rows_; }
+  std::span<const int32_t> items() const { return items_; }  // plan item of each sequence
 
  private:
   struct Piece {
@@ -60,6 +61,7 @@ class BatchBuilder {
   std::vector<int32_t> tokens_, positions_, logit_rows_;
   std::vector<int64_t> slots_;
   std::vector<kernels::SequenceSlice> sequences_;
+  std::vector<int32_t> items_;
   std::vector<LogitRow> rows_;
   model::ForwardBatch batch_;
 };

@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "base/result.h"
+#include "model/model.h"
 #include "scheduler/scheduler.h"
 
 namespace capstan::engine {
@@ -22,9 +24,25 @@ struct Draft {
   static constexpr int kEvidence = 6;
 };
 
+/// One pass of the model, after its rows were sampled and before the step is committed.
+struct PassOutput {
+  const scheduler::StepPlan& plan;
+  std::span<const scheduler::SampledToken> sampled;  // by plan item
+  const model::ForwardBatch& batch;                  // hidden_rows: all of them
+  std::span<const int32_t> items;                    // plan item of each sequence of the batch
+};
+
 class DraftSource {
  public:
   virtual ~DraftSource() = default;
+  /// Whether observe() wants to see the passes of the model.
+  virtual bool wants_hidden() const { return false; }
+  /// Prepares up to `depth` drafts for whoever got a token and goes on. An error means no drafts,
+  /// not a failed step.
+  virtual Status observe(const PassOutput& out, int depth, model::KvStore& kv) {
+    (void)out, (void)depth, (void)kv;
+    return {};
+  }
   virtual void begin(scheduler::RequestId id, std::span<const int32_t> prompt) = 0;
   /// The request wrote these.
   virtual void append(scheduler::RequestId id, std::span<const int32_t> tokens) = 0;
@@ -35,5 +53,16 @@ class DraftSource {
 
 /// What followed in the request's own prompt and output when it last said the same.
 std::unique_ptr<DraftSource> make_ngram_source();
+
+struct NextnOptions {
+  model::DraftModel* model = nullptr;
+  int64_t hidden_size = 0, vocab_size = 0;
+  int64_t token_limit = 0;  // ids from here on are never drafted
+  int page_size = 0;
+};
+
+/// The checkpoint's multi-token prediction layer: drafts the token after the next from the model's
+/// hidden state, and further ones from its own.
+std::unique_ptr<DraftSource> make_nextn_source(const NextnOptions& options);
 
 }  // namespace capstan::engine

@@ -14,6 +14,16 @@ int max_prompt_logit_rows(const model::ModelConfig& model) {
   return static_cast<int>(std::clamp<int64_t>(kFloats / model.vocab_size, 4, 4096));
 }
 
+NextnOptions nextn_options(model::Model& model, const EngineConfig& config) {
+  const int64_t vocab = model.config().vocab_size;
+  return {
+      .model = model.draft(),
+      .hidden_size = model.config().hidden_size,
+      .vocab_size = vocab,
+      .token_limit = config.token_limit > 0 ? std::min<int64_t>(config.token_limit, vocab) : vocab,
+      .page_size = config.scheduler.page_size};
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Model> model,
@@ -35,9 +45,16 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Model> mod
                                 std::to_string(config.speculation.max_drafts + 1),
                             "speculative-num-draft-tokens");
   }
+  const bool nextn = config.speculation.source == SpeculationConfig::Source::kNextn;
+  if (nextn && model->draft() == nullptr) {
+    return invalid_argument(
+        "--speculative-algorithm NEXTN needs a model with a multi-token prediction layer, and this "
+        "one was loaded without; use NGRAM",
+        "speculative-algorithm");
+  }
   CAPSTAN_ASSIGN(auto scheduler, scheduler::Scheduler::create(s));
-  CAPSTAN_ASSIGN(
-      auto kv, model::KvStore::create(model->config(), s.num_pages, s.page_size, config.kv_dtype));
+  CAPSTAN_ASSIGN(auto kv, model::KvStore::create(model->config(), s.num_pages, s.page_size,
+                                                 config.kv_dtype, nextn ? 1 : 0));
   return std::unique_ptr<Engine>(
       std::make_unique<EngineImpl>(std::move(model), config, std::move(kv), std::move(scheduler)));
 }
@@ -51,7 +68,7 @@ EngineImpl::EngineImpl(std::unique_ptr<model::Model> model, const EngineConfig& 
       sampler_({config.token_limit, config.return_original_logprob}, config.pool),
       builder_(config.scheduler.page_size, max_prompt_logit_rows(model_->config())),
       report_(config.decode_log_interval),
-      speculator_(Speculator::create(config.speculation)) {
+      speculator_(Speculator::create(config.speculation, nextn_options(*model_, config))) {
   working_.weight_bytes = model_->weight_bytes();
   working_.kv_bytes = kv_.bytes();
   working_.scheduler = scheduler_->stats();

@@ -72,6 +72,8 @@ struct SpeculationConfig {
   enum class Source : uint8_t {
     kNone,
     kNgram,  // what followed in the request's own text when it last said the same
+    kNextn,  // the checkpoint's multi-token prediction layer; the model must have been loaded with
+             // it
   };
   Source source = Source::kNone;
   int max_drafts = 11;  // per request and step
@@ -148,6 +150,8 @@ class Engine {
   virtual void begin_drain() = 0;
   virtual bool idle() const = 0;
   virtual EngineStats stats() const = 0;
+  /// model::Model::expert_load(). Callable from any thread.
+  virtual std::vector<std::vector<uint64_t>> expert_load() const { return {}; }
   virtual const model::ModelConfig& model_config() const = 0;
   virtual const EngineConfig& config() const = 0;
 };

@@ -38,6 +38,7 @@ class EngineImpl final : public Engine {
   void begin_drain() override { draining_ = true; }
   bool idle() const override { return live_count_ == 0; }
   EngineStats stats() const override;
+  std::vector<std::vector<uint64_t>> expert_load() const override { return model_->expert_load(); }
   const model::ModelConfig& model_config() const override { return model_->config(); }
   const EngineConfig& config() const override { return config_; }
 
@@ -71,6 +72,7 @@ class EngineImpl final : public Engine {
                     std::span<SampleOutput> outputs, scheduler::SampledToken& sampled);
   void learn(const scheduler::StepPlan& plan, StepFacts& facts);
   MatrixView logits_for(size_t rows);
+  void ask_for_hidden(model::ForwardBatch& batch);
   void fail_step(const scheduler::StepPlan& plan, const Error& error);
   void note_admissions(const scheduler::StepPlan& plan, StepFacts& facts);
   void deliver(const scheduler::StepPlan& plan, const std::vector<scheduler::Finished>& finished);
@@ -108,6 +110,8 @@ class EngineImpl final : public Engine {
   double step_ended_ = 0;
   AlignedBuffer logits_;
   int64_t logits_stride_ = 0;
+  std::vector<int32_t> all_rows_;  // 0, 1, 2, ...
+  std::vector<float> hidden_;
   std::vector<BatchBuilder::PromptRows> prompt_rows_;
   std::vector<scheduler::SampledToken> sampled_;
   std::vector<SampleInput> inputs_;

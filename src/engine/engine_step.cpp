@@ -32,14 +32,27 @@ MatrixView EngineImpl::logits_for(size_t rows) {
   return {logits_.as<float>(), static_cast<int64_t>(rows), vocab, logits_stride_};
 }
 
+void EngineImpl::ask_for_hidden(model::ForwardBatch& batch) {
+  const size_t rows = batch.tokens.size();
+  const int64_t width = model_->config().hidden_size;
+  while (all_rows_.size() < rows) all_rows_.push_back(static_cast<int32_t>(all_rows_.size()));
+  hidden_.resize(rows * static_cast<size_t>(width));
+  batch.hidden_rows = std::span(all_rows_).first(rows);
+  batch.hidden_states = {hidden_.data(), static_cast<int64_t>(rows), width, width};
+}
+
 Status EngineImpl::forward_and_sample(const scheduler::StepPlan& plan) {
   const Burst burst(config_.pool);
   builder_.start(plan, prompt_rows_);
   while (builder_.next()) {
     const MatrixView logits = logits_for(builder_.rows().size());
-    CAPSTAN_RETURN_IF_ERROR(model_->forward(builder_.batch(), kv_, logits));
+    model::ForwardBatch batch = builder_.batch();
+    const bool hidden = speculator_ != nullptr && speculator_->wants_hidden();
+    if (hidden) ask_for_hidden(batch);
+    CAPSTAN_RETURN_IF_ERROR(model_->forward(batch, kv_, logits));
     report_prompt_rows(plan, logits);
     sample_rows(plan, logits);
+    if (hidden) speculator_->observe({plan, sampled_, batch, builder_.items()}, kv_);
   }
   return {};
 }

@@ -24,8 +24,8 @@ struct SampleInput {
   int64_t vocab = 0;
   const SamplingParams* params = nullptr;
   const TokenCounts* counts = nullptr;  // of generated tokens; null when no penalty needs them
-  std::span<const int32_t> end_ids;  // EOS and stop ids, -inf below min_new_tokens
-  int32_t generated = 0;             // tokens generated before this one, assumed ones included
+  std::span<const int32_t> end_ids;     // EOS and stop ids, -inf below min_new_tokens
+  int32_t generated = 0;                // tokens generated before this one, assumed ones included
   uint64_t seed = 0;
   uint32_t choice = 0;
   /// Drafts taken as generated after `counts` was made: the row is used only if they hold.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/log.h"
+
 namespace capstan::engine {
 namespace {
 
@@ -14,9 +16,35 @@ constexpr float kAllForget = 512;
 
 }  // namespace
 
-std::unique_ptr<Speculator> Speculator::create(const SpeculationConfig& config) {
-  if (config.source == SpeculationConfig::Source::kNone || config.max_drafts < 1) return nullptr;
-  return std::make_unique<Speculator>(config, make_ngram_source());
+std::unique_ptr<Speculator> Speculator::create(const SpeculationConfig& config,
+                                               const NextnOptions& nextn) {
+  using Source = SpeculationConfig::Source;
+  if (config.source == Source::kNone || config.max_drafts < 1) return nullptr;
+  return std::make_unique<Speculator>(
+      config, config.source == Source::kNextn ? make_nextn_source(nextn) : make_ngram_source());
+}
+
+void Speculator::observe(const PassOutput& out, model::KvStore& kv) {
+  const int depth =
+      config_.adaptive ? std::min(depth_made_, config_.max_drafts) : config_.max_drafts;
+  if (const Status status = source_->observe(out, depth, kv); !status.ok()) {
+    LOG_WARN("No drafts in this step: {}", status.error().message);
+  }
+}
+
+/// One draft more than were worth verifying, so that it is seen when more would be; none for a
+/// while when none was worth it again and again.
+void Speculator::choose_depth_made() {
+  constexpr int kPatience = 16, kRest = 256;
+  const int verified = depths_.empty() ? 0 : *std::max_element(depths_.begin(), depths_.end());
+  if (verified > 0) {
+    idle_steps_ = 0;
+    depth_made_ = verified + 1;
+  } else if (++idle_steps_ < kPatience) {
+    depth_made_ = 1;
+  } else {
+    depth_made_ = idle_steps_ % kRest == 0 ? 1 : 0;
+  }
 }
 
 void Speculator::Record::count(int evidence, bool holds) {
@@ -86,6 +114,7 @@ void Speculator::propose(scheduler::Scheduler& scheduler, std::span<const Reques
   }
   if (config_.adaptive) {
     depth_.choose(candidates_, static_cast<int>(drafts_.size()), depths_);
+    choose_depth_made();
   }
   for (size_t i = 0; i < drafts_.size(); ++i) {
     std::span<const int32_t> tokens = drafts_[i].tokens;

@@ -16,8 +16,9 @@ namespace capstan::engine {
 
 class Speculator {
  public:
-  /// Null when the configuration asks for none.
-  static std::unique_ptr<Speculator> create(const SpeculationConfig& config);
+  /// Null when the configuration asks for none. `nextn`: for Source::kNextn.
+  static std::unique_ptr<Speculator> create(const SpeculationConfig& config,
+                                            const NextnOptions& nextn);
   Speculator(const SpeculationConfig& config, std::unique_ptr<DraftSource> source)
       : config_(config), source_(std::move(source)) {}
 
@@ -25,6 +26,10 @@ class Speculator {
   /// A step gave the request these tokens.
   void wrote(RequestId id, std::span<const OutputToken> tokens);
   void end(RequestId id);
+
+  bool wants_hidden() const { return source_->wants_hidden(); }
+  /// After every pass of a step, see DraftSource.
+  void observe(const PassOutput& out, model::KvStore& kv);
 
   /// Before a plan: proposes drafts for those of `decoding` for which it pays.
   void propose(scheduler::Scheduler& scheduler, std::span<const RequestId> decoding);
@@ -42,6 +47,7 @@ class Speculator {
     std::vector<int32_t> expected;  // what was drafted last, verified or not
     int evidence = 0;
   };
+  void choose_depth_made();
   double acceptance(const Text& text, int evidence) const;
 
   const SpeculationConfig config_;
@@ -49,6 +55,9 @@ class Speculator {
   DraftDepth depth_;
   std::unordered_map<RequestId, Text> texts_;
   Record all_;
+  /// Drafts of a model cost time even when they are not verified: so many are made at most.
+  int depth_made_ = 1;
+  int idle_steps_ = 0;
   std::vector<Draft> drafts_;
   std::vector<DraftDepth::Candidate> candidates_;
   std::vector<int> depths_;

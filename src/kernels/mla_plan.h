@@ -16,7 +16,8 @@
 
 namespace capstan::kernels {
 
-/// Whether kAuto takes the naive form for q_len queries at the end of kv_len keys.
+/// Whether kAuto takes the naive form for q_len queries at the end of kv_len keys; never for 16 and
+/// fewer, so that a decode step that verifies drafts computes what single steps would.
 bool mla_prefers_naive(const MlaShape& shape, int q_len, int kv_len);
 
 /// The absorbed form, for rows of any number of sequences:

@@ -232,6 +232,14 @@ void Metrics::append_gauges(std::vector<prometheus::MetricFamily>* families) con
           {{"mode", "prefill_cache"}});
   counter("realtime_tokens_total", kRealtime, real(stats.prefill_compute_tokens),
           {{"mode", "prefill_compute"}});
+  const std::vector<std::vector<uint64_t>> load = engine_->expert_load();
+  for (size_t layer = 0; layer < load.size(); ++layer) {
+    for (size_t expert = 0; expert < load[layer].size(); ++expert) {
+      counter("expert_tokens_total", "Tokens routed to the expert of the layer.",
+              real(load[layer][expert]),
+              {{"layer", std::to_string(layer)}, {"expert", std::to_string(expert)}});
+    }
+  }
 }
 
 std::string Metrics::scrape() const {

@@ -8,7 +8,7 @@
 
 #include "app/default_model.h"
 #include "app/model_setup.h"
-
+#include "model/recipe.h"
 #include "text/reasoning_parser.h"
 
 namespace capstan::app {
@@ -177,6 +177,51 @@ TEST(ServeOptions, Speculation) {
   EXPECT_TRUE(contains(idle.warnings[0], "--speculative-algorithm"));
 }
 
+TEST(ServeOptions, SpeculationWithThePredictionLayer) {
+  using Source = engine::SpeculationConfig::Source;
+  for (const char* name : {"NEXTN", "EAGLE"}) {
+    const ServeOptions o = good({"--speculative-algorithm", name});
+    EXPECT_EQ(o.engine.speculation.source, Source::kNextn);
+    EXPECT_EQ(o.engine.speculation.max_drafts, 3);
+    EXPECT_TRUE(o.engine.speculation.adaptive);
+    EXPECT_EQ(o.engine.scheduler.max_running_requests, 48);
+    EXPECT_TRUE(o.warnings.empty());
+  }
+  const auto nextn = [](std::vector<std::string> more) {
+    more.insert(more.begin(), {"--speculative-algorithm", "NEXTN"});
+    return more;
+  };
+  const ServeOptions usual =
+      good(nextn({"--speculative-num-steps", "2", "--speculative-eagle-topk", "1",
+                  "--speculative-num-draft-tokens", "3", "--max-running-requests", "9"}));
+  EXPECT_EQ(usual.engine.speculation.max_drafts, 2);
+  EXPECT_EQ(usual.engine.scheduler.max_running_requests, 9);
+  EXPECT_TRUE(usual.warnings.empty());
+  EXPECT_EQ(good(nextn({"--speculative-num-draft-tokens", "6"})).engine.speculation.max_drafts, 5);
+  const ServeOptions odd =
+      good(nextn({"--speculative-num-steps", "2", "--speculative-num-draft-tokens", "8"}));
+  EXPECT_EQ(odd.engine.speculation.max_drafts, 2);
+  ASSERT_EQ(odd.warnings.size(), 1u);
+  EXPECT_TRUE(contains(odd.warnings[0], "speculative-num-draft-tokens 8")) << odd.warnings[0];
+
+  const auto refusal = [&](const std::string& flag, const std::string& value) {
+    const std::string message = refused(nextn({"--" + flag, value}));
+    EXPECT_TRUE(contains(message, flag)) << message;
+    EXPECT_TRUE(contains(message, value)) << message;
+    return message;
+  };
+  EXPECT_TRUE(contains(refusal("speculative-eagle-topk", "4"), "use 1"));
+  refusal("speculative-num-steps", "0");
+  refusal("speculative-num-steps", "64");
+  refusal("speculative-num-draft-tokens", "1");
+  refusal("speculative-num-draft-tokens", "65");
+  const ServeOptions ngram =
+      good({"--speculative-algorithm", "NGRAM", "--speculative-num-steps", "2"});
+  EXPECT_EQ(ngram.engine.speculation.max_drafts, 11);
+  ASSERT_EQ(ngram.warnings.size(), 1u);
+  EXPECT_TRUE(contains(ngram.warnings[0], "--speculative-num-steps"));
+}
+
 TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
   const std::vector<std::vector<std::string>> cases = {
       {"--tp", "2"},
@@ -184,7 +229,7 @@ TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
       {"--dp", "2"},
       {"--pp-size", "2"},
       {"--ep", "4"},
-      {"--speculative-algorithm", "EAGLE"},
+      {"--speculative-algorithm", "EAGLE3"},
       {"--disaggregation-mode", "prefill"},
       {"--ssl-keyfile", "k"},
       {"--enable-lora"},
@@ -304,6 +349,46 @@ TEST(ModelSetup, KvDtypeAndQuantization) {
   EXPECT_TRUE(check_quantization("gguf", true).ok());
   EXPECT_FALSE(check_quantization("gguf", false).ok());
   EXPECT_FALSE(check_quantization("awq", true).ok());
+}
+
+TEST(ModelSetup, NextnNeedsAPredictionLayer) {
+  const ServeOptions nextn = good({"--speculative-algorithm", "NEXTN"});
+  const ServeOptions ngram = good({"--speculative-algorithm", "NGRAM"});
+  const auto dense = model::Checkpoint::open(model::testdata("tiny-llama3-f32"));
+  ASSERT_TRUE(dense.ok()) << dense.error().message;
+  EXPECT_TRUE(check_speculation(ngram, **dense).ok());
+  const Status none = check_speculation(nextn, **dense);
+  ASSERT_FALSE(none.ok());
+  EXPECT_TRUE(contains(none.error().message, "LlamaForCausalLM")) << none.error().message;
+  EXPECT_TRUE(contains(none.error().message, "--speculative-algorithm NGRAM"));
+  EXPECT_EQ(none.error().param, "speculative-algorithm");
+
+  const std::string recipe = model::testdata("deepseek/tiny-v3-groups/recipe.json");
+  const model::TempDir whole, bare;
+  const auto deepseek = model::Checkpoint::open(model::write_recipe(recipe, whole));
+  ASSERT_TRUE(deepseek.ok()) << deepseek.error().message;
+  EXPECT_TRUE(check_speculation(nextn, **deepseek).ok());
+
+  // As converters store it that drop the layer but not its number.
+  const auto drop = [](boost::json::object& r) {
+    boost::json::array kept;
+    for (const auto& t : r.at("tensors").as_array()) {
+      if (!std::string_view(t.at("name").as_string()).starts_with("model.layers.3.")) {
+        kept.push_back(t);
+      }
+    }
+    r.at("tensors") = std::move(kept);
+  };
+  const auto stripped = model::Checkpoint::open(model::write_recipe(recipe, bare, drop));
+  ASSERT_TRUE(stripped.ok()) << stripped.error().message;
+  EXPECT_TRUE(check_speculation(ngram, **stripped).ok());
+  const Status missing = check_speculation(nextn, **stripped);
+  ASSERT_FALSE(missing.ok());
+  EXPECT_TRUE(contains(missing.error().message, "model.layers.3.eh_proj.weight"))
+      << missing.error().message;
+  ServeOptions dummy = nextn;
+  dummy.load_format = LoadFormat::kDummy;
+  EXPECT_TRUE(check_speculation(dummy, **stripped).ok());
 }
 
 class DefaultModel : public ::testing::Test {

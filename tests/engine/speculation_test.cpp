@@ -191,6 +191,78 @@ TEST(Speculation, AFailedStepHurtsOnlyItsRequests) {
   h.expect_clean();
 }
 
+EngineConfig predicting(EngineConfig config, bool adaptive = false) {
+  config.speculation.source = SpeculationConfig::Source::kNextn;
+  config.speculation.max_drafts = 3;
+  config.speculation.adaptive = adaptive;
+  return config;
+}
+
+NullModelOptions with_draft_layer() {
+  NullModelOptions options;
+  options.draft = true;
+  options.vocab_size = 16;
+  return options;
+}
+
+// The null model's draft layer is always right if rows, tokens and hidden states are: anything
+// rejected would show an error in the wiring.
+TEST(Speculation, ThePredictionLayerGetsTheRightStates) {
+  for (const int page_size : {1, 4, 16}) {
+    for (const int chunk : {16, -1}) {
+      EngineConfig config = predicting(small_config());
+      config.scheduler.page_size = page_size;
+      config.scheduler.num_pages = 4096 / page_size;
+      config.scheduler.chunked_prefill_size = chunk;
+      Harness h(config, with_draft_layer());
+      std::vector<Output*> outputs;
+      for (uint32_t i = 0; i < 8; ++i) {
+        const int length = 5 + 9 * static_cast<int>(i % 5);
+        // Different from the first token on: the last row of a shared prefix was made with the
+        // token that followed elsewhere.
+        std::vector<int32_t> prompt = prompt_of(length, 1 + i % 5, 16);
+        prompt[0] = static_cast<int32_t>(i % 5);
+        outputs.push_back(&h.submit(greedy(std::move(prompt), 60)));
+      }
+      for (Output* output : outputs) {
+        EXPECT_EQ(output->wait().tokens(), h.expected_greedy(output->request.prompt, 60));
+      }
+      h.expect_clean();
+      const EngineStats stats = h.engine().stats();
+      EXPECT_GT(stats.spec_draft_tokens, 0u);
+      EXPECT_EQ(stats.spec_accepted_tokens, stats.spec_draft_tokens)
+          << "page " << page_size << ", chunk " << chunk;
+      // A page of one token leaves no place for the second draft's row when all is accepted.
+      if (page_size == 16) {
+        EXPECT_GT(stats.spec_accept_length, 3);
+      }
+    }
+  }
+}
+
+TEST(Speculation, TextsAreTheSameWithAPredictionLayer) {
+  for (const bool adaptive : {false, true}) {
+    EngineConfig plain = small_config();
+    plain.scheduler.num_pages = 40;
+    plain.scheduler.conservativeness = 0;
+    plain.scheduler.chunked_prefill_size = 32;
+    Harness a(plain, with_draft_layer()), b(predicting(plain, adaptive), with_draft_layer());
+    std::vector<std::pair<Output*, Output*>> pairs;
+    for (const EngineRequest& request : everything(40)) {
+      pairs.emplace_back(&a.submit(request), &b.submit(request));
+    }
+    for (size_t i = 0; i < pairs.size(); ++i) expect_same(*pairs[i].first, *pairs[i].second, i);
+    b.expect_clean();
+  }
+}
+
+TEST(Speculation, APredictionLayerIsNeeded) {
+  const auto engine =
+      Engine::create(std::make_unique<NullModel>(NullModelOptions{}), predicting(small_config()));
+  ASSERT_FALSE(engine.ok());
+  EXPECT_EQ(engine.error().param, "speculative-algorithm");
+}
+
 // Three sampled tokens after a prompt that invites drafts: frequencies of all 64 outcomes against
 // the model's probabilities. 103.44: chi-square of 63 degrees of freedom at p = 1e-3.
 TEST(Speculation, SampledTextsHaveTheModelsDistribution) {

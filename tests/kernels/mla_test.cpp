@@ -234,6 +234,12 @@ TEST(MlaForms, DecodeIsAbsorbedAndPromptsAreNaive) {
     EXPECT_FALSE(mla_prefers_naive(v3, 1, kv_len)) << kv_len;
     EXPECT_FALSE(mla_prefers_naive(kLite, 2, kv_len)) << kv_len;
   }
+  for (int q_len = 1; q_len <= 16; ++q_len) {  // a decode step with drafts
+    for (const int kv_len : {q_len, q_len + 1, q_len + 1000}) {
+      EXPECT_FALSE(mla_prefers_naive(v3, q_len, kv_len)) << q_len << " over " << kv_len;
+      EXPECT_FALSE(mla_prefers_naive({2, 16, 8, 16, 32}, q_len, kv_len)) << q_len;
+    }
+  }
   for (const int q_len : {512, 2048, 8192}) {
     EXPECT_TRUE(mla_prefers_naive(v3, q_len, q_len)) << q_len;
     EXPECT_TRUE(mla_prefers_naive(kLite, q_len, q_len + 30000)) << q_len;

@@ -83,6 +83,10 @@ class FakeEngine final : public engine::Engine {
     const std::lock_guard lock(mutex_);
     step_prefill_ = n;
   }
+  void set_expert_load(std::vector<std::vector<uint64_t>> load) {
+    const std::lock_guard lock(mutex_);
+    expert_load_ = std::move(load);
+  }
   void set_cached_tokens(int n) {
     const std::lock_guard lock(mutex_);
     cached_ = n;
@@ -179,6 +183,10 @@ class FakeEngine final : public engine::Engine {
     stats.weight_bytes = 1000;
     stats.kv_bytes = 2000;
     return stats;
+  }
+  std::vector<std::vector<uint64_t>> expert_load() const override {
+    const std::lock_guard lock(mutex_);
+    return expert_load_;
   }
   const model::ModelConfig& model_config() const override { return model_; }
   const engine::EngineConfig& config() const override { return config_; }
@@ -307,6 +315,7 @@ class FakeEngine final : public engine::Engine {
   std::condition_variable wake_;
   std::map<engine::RequestId, Live> live_;
   std::vector<Request> submitted_;
+  std::vector<std::vector<uint64_t>> expert_load_;
   Script script_;
   engine::RequestId last_id_ = 0;
   uint64_t steps_ = 0;

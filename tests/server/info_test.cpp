@@ -304,6 +304,29 @@ TEST(Metrics, HelpAndTypeOncePerFamilyAndStandardEdges) {
   EXPECT_EQ(token_count_edges().size(), 7u + 8 + 8 + 12);
 }
 
+TEST(Metrics, TokensPerExpertOfModelsWithExperts) {
+  Harness h([](ServerConfig& c) { c.enable_metrics = true; });
+  EXPECT_EQ(h.get("/metrics").body.find("expert_tokens_total"), std::string::npos);
+  h.engine->set_expert_load({{}, {}});  // dense layers only
+  EXPECT_EQ(h.get("/metrics").body.find("expert_tokens_total"), std::string::npos);
+  h.engine->set_expert_load({{}, {7, 0, 5}, {1, 2, uint64_t{1} << 40}});
+  const std::string text = h.get("/metrics").body;
+  const auto tokens = [&](const char* layer, const char* expert) {
+    return metric(text, std::string("sglang:expert_tokens_total{layer=\"") + layer +
+                            "\",expert=\"" + expert + "\",model_name=\"org/fake\"}");
+  };
+  EXPECT_EQ(tokens("1", "0"), 7);
+  EXPECT_EQ(tokens("1", "1"), 0);
+  EXPECT_EQ(tokens("1", "2"), 5);
+  EXPECT_EQ(tokens("2", "2"), 1099511627776.0);
+  EXPECT_EQ(tokens("0", "0"), -1) << "a layer without experts";
+  EXPECT_EQ(tokens("1", "3"), -1);
+  const std::string type = "# TYPE sglang:expert_tokens_total counter";
+  const size_t at = text.find(type);
+  ASSERT_NE(at, std::string::npos);
+  EXPECT_EQ(text.find(type, at + 1), std::string::npos) << "one family";
+}
+
 TEST(Metrics, OwnEdgesAndPrefixStyles) {
   Harness h([](ServerConfig& c) {
     c.enable_metrics = true;

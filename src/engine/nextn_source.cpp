@@ -1,0 +1,192 @@
+// Drafts of the checkpoint's own multi-token prediction layer (docs/speculation.md).
+#include <algorithm>
+#include <cstring>
+#include <unordered_map>
+
+#include "base/log.h"
+#include "engine/draft_source.h"
+#include "engine/row_math.h"
+
+namespace capstan::engine {
+namespace {
+
+/// Arrays of one pass of the draft layer.
+struct Pass {
+  std::vector<int32_t> tokens, positions, wanted;
+  std::vector<int64_t> slots;
+  std::vector<kernels::SequenceSlice> sequences;
+  std::vector<float> previous;  // [tokens, hidden]
+
+  void clear() {
+    tokens.clear();
+    positions.clear();
+    wanted.clear();
+    slots.clear();
+    sequences.clear();
+    previous.clear();
+  }
+  void add(int32_t token, int32_t position, std::span<const int32_t> pages, int page_size,
+           std::span<const float> hidden) {
+    tokens.push_back(token);
+    positions.push_back(position);
+    slots.push_back(int64_t{pages[static_cast<size_t>(position / page_size)]} * page_size +
+                    position % page_size);
+    previous.insert(previous.end(), hidden.begin(), hidden.end());
+  }
+};
+
+class NextnSource final : public DraftSource {
+ public:
+  explicit NextnSource(const NextnOptions& options) : options_(options) {}
+
+  void begin(scheduler::RequestId id, std::span<const int32_t> prompt) override {
+    texts_[id].tokens.assign(prompt.begin(), prompt.end());
+  }
+  void append(scheduler::RequestId id, std::span<const int32_t> tokens) override {
+    const auto found = texts_.find(id);
+    if (found == texts_.end()) return;
+    found->second.tokens.insert(found->second.tokens.end(), tokens.begin(), tokens.end());
+  }
+  void end(scheduler::RequestId id) override { texts_.erase(id); }
+  void propose(std::span<Draft> drafts) override {
+    for (Draft& draft : drafts) {
+      draft.tokens.clear();
+      const auto found = texts_.find(draft.id);
+      if (found == texts_.end()) continue;
+      draft.tokens.swap(found->second.drafts);
+      const auto most = static_cast<size_t>(std::max(draft.most, 0));
+      if (draft.tokens.size() > most) draft.tokens.resize(most);
+    }
+  }
+  bool wants_hidden() const override { return true; }
+  Status observe(const PassOutput& out, int depth, model::KvStore& kv) override;
+
+ private:
+  struct Text {
+    std::vector<int32_t> tokens;  // prompt and output, as of the last append()
+    std::vector<int32_t> drafts;
+  };
+  /// Somebody who goes on: what the chain of further drafts needs.
+  struct Tip {
+    Text* text;
+    std::span<const int32_t> pages;
+    int32_t position;  // of the last row computed
+  };
+
+  void add_rows(const PassOutput& out, const kernels::SequenceSlice& slice,
+                const scheduler::PlanItem& item, const scheduler::SampledToken& sampled);
+  Status run(model::KvStore& kv);
+
+  const NextnOptions options_;
+  std::unordered_map<scheduler::RequestId, Text> texts_;
+  Pass pass_;
+  std::vector<Tip> tips_;
+  std::vector<float> logits_, states_;
+};
+
+// Row p takes the hidden state of position p and the token after it: from the item, the sampled
+// one, or, where a prompt goes on after this chunk, the text.
+void NextnSource::add_rows(const PassOutput& out, const kernels::SequenceSlice& slice,
+                           const scheduler::PlanItem& item,
+                           const scheduler::SampledToken& sampled) {
+  const auto found = texts_.find(item.id);
+  if (found == texts_.end()) return;  // a probe
+  Text& text = found->second;
+  if (item.samples && sampled.stop == scheduler::FinishKind::kAbort) return;
+  const int32_t first = slice.kv_len - slice.q_len;
+  const int32_t known =
+      item.start + item.count - item.drafts + (item.samples ? sampled.accepted : 0);
+  const int32_t end = std::min(slice.kv_len, known);
+  const auto begin = static_cast<int32_t>(pass_.tokens.size());
+  int32_t p = first;
+  for (; p < end; ++p) {
+    int32_t token = -1;
+    if (p + 1 < known) {
+      token = item.tokens[static_cast<size_t>(p + 1 - item.start)];
+    } else if (item.samples) {
+      token = sampled.token;
+    } else if (static_cast<size_t>(p + 1) < text.tokens.size()) {
+      token = text.tokens[static_cast<size_t>(p + 1)];
+    }
+    if (token < 0) break;
+    const auto row = static_cast<int64_t>(slice.q_begin + p - first);
+    pass_.add(token, p, item.pages, options_.page_size,
+              {out.batch.hidden_states.row(row), static_cast<size_t>(options_.hidden_size)});
+  }
+  if (p == first) return;
+  pass_.sequences.push_back({begin, p - first, p, item.pages.data()});
+  if (item.samples && p == known && sampled.stop == scheduler::FinishKind::kNone) {
+    pass_.wanted.push_back(static_cast<int32_t>(pass_.tokens.size()) - 1);
+    tips_.push_back({&text, item.pages, p - 1});
+  }
+}
+
+/// Runs the pass; states_ has the wanted rows' states after it, and every tip one draft more.
+Status NextnSource::run(model::KvStore& kv) {
+  const auto wanted = static_cast<int64_t>(pass_.wanted.size());
+  const auto hidden = options_.hidden_size;
+  logits_.resize(static_cast<size_t>(wanted * options_.vocab_size));
+  states_.resize(static_cast<size_t>(wanted * hidden));
+  model::DraftBatch batch;
+  batch.tokens = pass_.tokens;
+  batch.positions = pass_.positions;
+  batch.slots = pass_.slots;
+  batch.sequences = pass_.sequences;
+  batch.logit_rows = pass_.wanted;
+  batch.hidden_rows = pass_.wanted;
+  batch.hidden_states = {states_.data(), wanted, hidden, hidden};
+  batch.previous = {pass_.previous.data(), static_cast<int64_t>(pass_.tokens.size()), hidden,
+                    hidden};
+  CAPSTAN_RETURN_IF_ERROR(options_.model->forward(
+      batch, kv, {logits_.data(), wanted, options_.vocab_size, options_.vocab_size}));
+  for (size_t i = 0; i < tips_.size(); ++i) {
+    const float* row = logits_.data() + static_cast<int64_t>(i) * options_.vocab_size;
+    tips_[i].text->drafts.push_back(row_max(row, options_.token_limit).index);
+  }
+  return {};
+}
+
+Status NextnSource::observe(const PassOutput& out, int depth, model::KvStore& kv) {
+  pass_.clear();
+  tips_.clear();
+  for (size_t s = 0; s < out.batch.sequences.size(); ++s) {
+    const auto item = static_cast<size_t>(out.items[s]);
+    add_rows(out, out.batch.sequences[s], out.plan.items[item], out.sampled[item]);
+  }
+  for (const Tip& tip : tips_) tip.text->drafts.clear();
+  if (pass_.tokens.empty()) return {};
+  if (depth == 0) {  // the cache rows alone: no logits
+    pass_.wanted.clear();
+    tips_.clear();
+  }
+  CAPSTAN_RETURN_IF_ERROR(run(kv));
+  for (int level = 1; level < depth; ++level) {
+    // A further draft needs a place for its row; rows past the last page have none yet.
+    std::vector<float> states = std::move(states_);
+    std::vector<Tip> tips = std::move(tips_);
+    pass_.clear();
+    tips_.clear();
+    for (size_t i = 0; i < tips.size(); ++i) {
+      Tip tip = tips[i];
+      if (++tip.position >= static_cast<int32_t>(tip.pages.size()) * options_.page_size) continue;
+      const auto begin = static_cast<int32_t>(pass_.tokens.size());
+      pass_.add(tip.text->drafts.back(), tip.position, tip.pages, options_.page_size,
+                std::span(states).subspan(i * static_cast<size_t>(options_.hidden_size),
+                                          static_cast<size_t>(options_.hidden_size)));
+      pass_.sequences.push_back({begin, 1, tip.position + 1, tip.pages.data()});
+      pass_.wanted.push_back(begin);
+      tips_.push_back(tip);
+    }
+    if (tips_.empty()) break;
+    CAPSTAN_RETURN_IF_ERROR(run(kv));
+  }
+  return {};
+}
+
+}  // namespace
+
+std::unique_ptr<DraftSource> make_nextn_source(const NextnOptions& options) {
+  return std::make_unique<NextnSource>(options);
+}
+
+}  // namespace capstan::engine

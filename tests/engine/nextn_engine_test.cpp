@@ -1,0 +1,194 @@
+// Drafts of a real (tiny) DeepSeek-V3's multi-token prediction layer: texts are those without it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/engine_harness.h"
+#include "model/recipe.h"
+
+namespace capstan::engine {
+namespace {
+
+/// A tiny V3 whose layers change little, so that the next token follows mostly from the last, and
+/// whose prediction layer passes the token's embedding on: its drafts hold often, not always.
+const std::string& checkpoint() {
+  static const model::TempDir dir;
+  static const std::string path = [] {
+    boost::json::value parsed = boost::json::parse(
+        model::read_file(model::testdata("deepseek/tiny-v3-groups/recipe.json")));
+    boost::json::object& recipe = parsed.as_object();
+    const auto seed = recipe.at("seed").to_number<uint64_t>();
+    const auto hidden = recipe.at("config").at("hidden_size").to_number<size_t>();
+    std::vector<model::FileTensor> tensors;
+    for (auto& t : recipe.at("tensors").as_array()) {
+      const std::string name(t.at("name").as_string());
+      if (name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight")) {
+        t.at("amplitude") = 0.05 * t.at("amplitude").to_number<double>();
+      }
+      // Weights of one: what the two layers' last norms do to an embedding is then the same.
+      for (const char* norm : {"enorm.weight", "shared_head.norm.weight", "model.norm.weight"}) {
+        if (name.ends_with(norm)) t.at("amplitude") = 0.0;
+      }
+      model::FileTensor& tensor = tensors.emplace_back(model::recipe_tensor(t.as_object(), seed));
+      if (!name.ends_with("eh_proj.weight")) continue;
+      EXPECT_EQ(tensor.dtype, DType::kF32);
+      EXPECT_EQ(tensor.bytes.size(), hidden * 2 * hidden * sizeof(float));
+      const float one = 1;
+      std::fill(tensor.bytes.begin(), tensor.bytes.end(), 0);
+      for (size_t i = 0; i < hidden; ++i) {
+        std::memcpy(tensor.bytes.data() + (i * 2 * hidden + i) * sizeof one, &one, sizeof one);
+      }
+    }
+    dir.write("config.json", boost::json::serialize(recipe.at("config")));
+    dir.write("model.safetensors", model::safetensors_file(tensors));
+    return dir.path();
+  }();
+  return path;
+}
+
+struct Served {
+  model::LoadedModel loaded;
+  std::unique_ptr<Engine> engine;
+  std::deque<Output> outputs;
+
+  explicit Served(EngineConfig config) {
+    model::LoadOptions load;
+    load.draft = config.speculation.source == SpeculationConfig::Source::kNextn;
+    load.mla_form = kernels::MlaForm::kAbsorbed;
+    loaded = model::load(checkpoint(),
+                         {.isa = kernels::supported_isas().back(), .quantise_activations = false},
+                         /*threads=*/1, load);
+    config.kv_dtype = DType::kF32;
+    config.pool = loaded.pool.get();
+    auto created = Engine::create(std::move(loaded.model), config);
+    EXPECT_TRUE(created.ok()) << created.error().message;
+    engine = std::move(created).value();
+  }
+  ~Served() { engine.reset(); }  // before the threads it computes on, and before the outputs
+
+  Output& submit(EngineRequest request) {
+    Output& out = outputs.emplace_back();
+    const auto id = engine->submit(std::move(request), out.sink());
+    EXPECT_TRUE(id.ok()) << id.error().message;
+    if (id.ok()) out.id = *id;
+    return out;
+  }
+  /// Nothing runs, waits or holds pages.
+  void expect_clean() {
+    while (!engine->idle()) std::this_thread::yield();
+    EXPECT_TRUE(engine->flush_cache());
+    EXPECT_EQ(engine->stats().scheduler.used_tokens, 0);
+  }
+};
+
+EngineConfig config_of(int page_size, int chunk) {
+  EngineConfig config = small_config();
+  config.scheduler.context_length = 1024;
+  config.scheduler.page_size = page_size;
+  config.scheduler.num_pages = 4096 / page_size;
+  config.scheduler.chunked_prefill_size = chunk;
+  return config;
+}
+
+EngineConfig predicting(EngineConfig config) {
+  config.speculation.source = SpeculationConfig::Source::kNextn;
+  config.speculation.max_drafts = 3;
+  config.speculation.adaptive = false;
+  return config;
+}
+
+std::vector<EngineRequest> requests(int count, int32_t tokens) {
+  std::vector<EngineRequest> out;
+  for (uint32_t i = 0; i < static_cast<uint32_t>(count); ++i) {
+    EngineRequest r =
+        greedy(prompt_of(18 + 13 * static_cast<int>(i % 4), 40 + i % 5, 1024), tokens);
+    r.sampling.ignore_eos = true;
+    r.sampling.logprobs = true;
+    r.sampling.seed = 5;
+    if (i % 4 == 3) r.sampling.temperature = 0.3;
+    if (i % 5 == 4) r.sampling.repetition_penalty = 1.1;
+    out.push_back(std::move(r));
+  }
+  return out;
+}
+
+/// Twice, so that the second round finds its prompts cached.
+void expect_same(Served& plain, Served& drafted, const std::vector<EngineRequest>& all) {
+  for (int round = 0; round < 2; ++round) {
+    std::vector<std::pair<Output*, Output*>> pairs;
+    for (const EngineRequest& r : all) pairs.emplace_back(&plain.submit(r), &drafted.submit(r));
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      Output &x = pairs[i].first->wait(), &y = pairs[i].second->wait();
+      ASSERT_EQ(x.tokens(), y.tokens()) << "request " << i << ", round " << round;
+      EXPECT_EQ(x.finish(), y.finish());
+      EXPECT_EQ(x.last().tokens.back().logprob, y.last().tokens.back().logprob);
+      if (round == 1) {
+        EXPECT_GT(y.last().cached_tokens, 0) << "request " << i;
+      }
+    }
+  }
+}
+
+void expect_good_drafts(const EngineStats& stats) {
+  EXPECT_GT(stats.spec_draft_tokens, stats.spec_accepted_tokens) << "none was ever wrong";
+  EXPECT_GT(stats.spec_accepted_tokens, stats.spec_draft_tokens / 4);
+  EXPECT_GT(stats.spec_verify_count, 0u);
+}
+
+TEST(Nextn, TextsAreTheSame) {
+  struct Shape {
+    int page_size, chunk;
+  };
+#ifdef CAPSTAN_TSAN
+  constexpr Shape kShapes[] = {{4, 16}};
+#else
+  constexpr Shape kShapes[] = {{4, 16}, {16, -1}};
+#endif
+  for (const auto& [page_size, chunk] : kShapes) {
+    const EngineConfig config = config_of(page_size, chunk);
+    Served plain(config), drafted(predicting(config));
+    expect_same(plain, drafted, requests(10, 40));
+    drafted.expect_clean();
+    expect_good_drafts(drafted.engine->stats());
+    EXPECT_EQ(plain.engine->stats().spec_draft_tokens, 0u);
+    // The prediction layer's experts are counted behind the model's.
+    EXPECT_EQ(drafted.engine->expert_load().size(), plain.engine->expert_load().size() + 1);
+  }
+}
+
+TEST(Nextn, TextsAreTheSameWhenRequestsArePushedBack) {
+  EngineConfig config = config_of(4, 16);
+  config.scheduler.num_pages = 60;
+  config.scheduler.conservativeness = 0;
+  config.scheduler.disable_radix_cache = true;
+  Served plain(config), drafted(predicting(config));
+  std::vector<std::pair<Output*, Output*>> pairs;
+  for (const EngineRequest& r : requests(10, 60)) {
+    pairs.emplace_back(&plain.submit(r), &drafted.submit(r));
+  }
+  for (const auto& [x, y] : pairs) EXPECT_EQ(x->wait().tokens(), y->wait().tokens());
+  drafted.expect_clean();
+  const EngineStats stats = drafted.engine->stats();
+  EXPECT_GT(stats.scheduler.retractions, 0);
+  expect_good_drafts(stats);
+}
+
+TEST(Nextn, CancelledRequestsLeaveNothing) {
+  Served drafted(predicting(config_of(4, 16)));
+  const std::vector<EngineRequest> all = requests(12, 400);
+  for (size_t i = 0; i < all.size(); ++i) {
+    drafted.submit(all[i]);
+    if (i % 2 == 1) drafted.engine->cancel(drafted.outputs[i / 2].id);
+  }
+  for (Output& out : drafted.outputs) drafted.engine->cancel(out.id);
+  for (Output& out : drafted.outputs) out.wait();
+  drafted.expect_clean();
+  // Whoever comes next is served as ever.
+  Served plain(config_of(4, 16));
+  const EngineRequest next = requests(1, 30)[0];
+  EXPECT_EQ(drafted.submit(next).wait().tokens(), plain.submit(next).wait().tokens());
+}
+
+}  // namespace
+}  // namespace capstan::engine
