@@ -65,6 +65,7 @@ void mla_store(const MlaStoreArgs& args) {
 }
 
 void mla_attention(const MlaAttentionArgs& args) {
+  if (args.sequences.empty()) return;  // and perhaps no projection
   const MlaShape& s = args.shape;
   const auto& projection = static_cast<const PackedMla&>(*args.projection);
   for (const SequenceSlice& seq : args.sequences) {
