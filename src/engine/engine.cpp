@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "engine/engine_impl.h"
 
 namespace capstan::engine {
@@ -76,6 +77,10 @@ EngineImpl::EngineImpl(std::unique_ptr<model::Model> model, const EngineConfig& 
   watchdog_ = std::make_unique<Watchdog>(
       Watchdog::Options{config.watchdog_timeout, config.soft_watchdog_timeout, config.on_fatal},
       [this] { return describe_step(); });
+  // Also the logger's first use, here rather than by two engines' threads at once: the library's
+  // own guard is invisible to the thread sanitizer.
+  LOG_DEBUG("Engine: {} pages of {} tokens, {} bytes of KV", config.scheduler.num_pages,
+            config.scheduler.page_size, working_.kv_bytes);
   thread_ = std::thread([this] { run(); });
 }
 
