@@ -14,7 +14,8 @@ const PackedMla& packed(const Result<std::unique_ptr<MlaProjection>>& result) {
 }
 
 std::vector<float> decoded(const MlaMatrix& m) {
-  std::vector<float> out(static_cast<size_t>(m.k) * static_cast<size_t>((m.panels * kMlaColumns)), NAN);
+  std::vector<float> out(static_cast<size_t>(m.k) * static_cast<size_t>((m.panels * kMlaColumns)),
+                         NAN);
   PackedMla::decode(m, out.data());
   return out;
 }
