@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "bench_util.h"
 #include "kernels/cpu_ops.h"
 #include "kernels/peaks.h"
 #include "platform/bandwidth.h"
@@ -27,6 +28,8 @@
 
 namespace capstan::kernels {
 namespace {
+
+using bench::split;
 
 struct Options {
   std::string shape = "v2-lite";
@@ -44,13 +47,6 @@ struct Shape {
   int experts, top;
   int64_t k, width;
 };
-
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> out;
-  std::stringstream in(text);
-  for (std::string item; std::getline(in, item, ',');) out.push_back(item);
-  return out;
-}
 
 Options parse(int argc, char** argv) {
   Options o;
@@ -215,10 +211,9 @@ void bench(const Options& o, const std::string& format, const Shape& s, double d
       args.gate_up = layer.gate_up_list;
       args.down = layer.down_list;
       args.y = {y.data(), rows, s.k, s.k};
-      const auto start = std::chrono::steady_clock::now();
+      const double start = bench::now();
       ops.experts(args);
-      const double took =
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const double took = bench::now() - start;
       elapsed += took;
       double bytes = 0;
       for (const int32_t e : std::set<int32_t>(experts.begin(), experts.end()))

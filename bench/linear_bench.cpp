@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "bench_util.h"
 #include "kernels/linear.h"
 #include "quant/codecs.h"
 #include "quant/fp8.h"
@@ -27,6 +28,8 @@
 
 namespace capstan::kernels {
 namespace {
+
+using bench::split;
 
 /// Set by --cpu-time: seconds this thread ran, which with one thread leaves out what other
 /// processes take from it.
@@ -38,7 +41,7 @@ double now() {
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
   }
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return bench::now();
 }
 
 struct Shape {
@@ -90,13 +93,6 @@ DType parse_format(const std::string& name) {
   }
   std::fprintf(stderr, "unknown format %s\n", name.c_str());
   std::exit(2);
-}
-
-std::vector<std::string> split(const std::string& text) {
-  std::vector<std::string> out;
-  std::stringstream in(text);
-  for (std::string item; std::getline(in, item, ',');) out.push_back(item);
-  return out;
 }
 
 Options parse(int argc, char** argv) {

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "bench_util.h"
 #include "kernels/cpu_ops.h"
 #include "kernels/mla_plan.h"
 #include "kernels/peaks.h"
@@ -28,6 +29,8 @@
 
 namespace capstan::kernels {
 namespace {
+
+using bench::best_time;
 
 struct Options {
   int threads = 0, heads = 16;
@@ -70,23 +73,6 @@ Options parse(int argc, char** argv) {
     }
   }
   return o;
-}
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// Best seconds of one call of f, repeated for about `seconds`.
-template <class F>
-double best_time(double seconds, F&& f) {
-  double best = 1e30;
-  const double stop = now() + seconds;
-  do {
-    const double start = now();
-    f();
-    best = std::min(best, now() - start);
-  } while (now() < stop);
-  return best;
 }
 
 class Bench {

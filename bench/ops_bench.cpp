@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "bench_util.h"
 #include "kernels/cpu_ops.h"
 #include "kernels/peaks.h"
 #include "platform/bandwidth.h"
@@ -26,6 +27,8 @@
 
 namespace capstan::kernels {
 namespace {
+
+using bench::best_time;
 
 struct Options {
   int threads = 0;
@@ -61,23 +64,6 @@ Options parse(int argc, char** argv) {
     ++i;
   }
   return o;
-}
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-/// Best seconds of one call of f, repeated for about `seconds`.
-template <class F>
-double best_time(double seconds, F&& f) {
-  double best = 1e30;
-  const double stop = now() + seconds;
-  do {
-    const double start = now();
-    f();
-    best = std::min(best, now() - start);
-  } while (now() < stop);
-  return best;
 }
 
 /// Layers of paged cache with random contents; every layer has the same page table.

@@ -23,6 +23,7 @@ Result<BenchModel> load_bench_model(const BenchOptions& options) {
   loaded.pool = std::make_unique<platform::ThreadPool>(options.threads);
   kernels::CpuOpsOptions ops_options;
   ops_options.quantise_activations = !options.exact_activations;
+  ops_options.fp8_as_int8 = options.fp8_as_int8;
   if (options.isa != "auto") {
     for (const kernels::Isa isa : kernels::supported_isas()) {
       if (kernels::isa_name(isa) == options.isa) ops_options.isa = isa;

@@ -18,6 +18,7 @@ struct BenchOptions {
   int threads = 0;               // 0: one per usable CPU
   std::string isa = "auto";
   bool exact_activations = false;
+  bool fp8_as_int8 = false;
   std::string kv_cache_dtype = "auto";
   int page_size = 16;
   std::vector<int> batches = {1, 8, 32};  // decode

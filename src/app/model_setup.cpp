@@ -235,6 +235,7 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
   kernels::CpuOpsOptions ops;
   ops.isa = options.isa;
   ops.quantise_activations = !options.exact_activations;
+  ops.fp8_as_int8 = options.fp8_as_int8;
   CAPSTAN_ASSIGN(out.ops, kernels::make_cpu_ops(ops, *out.pool));
   LOG_INFO("{} compute threads on {}, kernels {}", out.pool->size(), platform::cpu_model_name(),
            out.ops->name());

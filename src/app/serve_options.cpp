@@ -402,6 +402,7 @@ Status fill_model(const FlagValues& f, const Environment& env, ServeOptions& o) 
   o.max_total_tokens = f.integer("max-total-tokens");
   o.threads = static_cast<int>(*f.integer("threads"));
   o.exact_activations = f.boolean("exact-activations");
+  o.fp8_as_int8 = f.boolean("fp8-as-int8");
   o.deterministic = f.boolean("enable-deterministic-inference");
   o.sampling_defaults_from_model = f.text("sampling-defaults") == "model";
   o.skip_warmup = f.boolean("skip-server-warmup");

@@ -31,6 +31,7 @@ struct ServeOptions {
   std::optional<kernels::Isa> isa;
   bool exact_activations = false;
   bool deterministic = false;
+  bool fp8_as_int8 = false;
   bool sampling_defaults_from_model = true;
   bool skip_warmup = false;
   std::string log_level = "info";

@@ -250,6 +250,7 @@ TEST(Engine, RetractionKeepsOutputs) {
   config.scheduler.conservativeness = 0;  // admit more than fits
   config.scheduler.clip_max_new_tokens = 1;
   Harness h(config);
+  h.engine().set_paused(true);  // all six meet in the pool, however slowly they are submitted
   std::vector<Output*> outs;
   for (uint32_t i = 0; i < 6; ++i) {
     EngineRequest r = greedy(prompt_of(15, i), 60);
@@ -260,6 +261,7 @@ TEST(Engine, RetractionKeepsOutputs) {
     }
     outs.push_back(&h.submit(r));
   }
+  h.engine().set_paused(false);
   int retractions = 0;
   for (Output* out : outs) {
     out->wait();

@@ -164,9 +164,11 @@ TEST(Nextn, TextsAreTheSameWhenRequestsArePushedBack) {
   config.scheduler.disable_radix_cache = true;
   Served plain(config), drafted(predicting(config));
   std::vector<std::pair<Output*, Output*>> pairs;
+  drafted.engine->set_paused(true);  // all ten meet in the pool
   for (const EngineRequest& r : requests(10, 60)) {
     pairs.emplace_back(&plain.submit(r), &drafted.submit(r));
   }
+  drafted.engine->set_paused(false);
   for (const auto& [x, y] : pairs) EXPECT_EQ(x->wait().tokens(), y->wait().tokens());
   drafted.expect_clean();
   const EngineStats stats = drafted.engine->stats();

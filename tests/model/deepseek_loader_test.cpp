@@ -293,24 +293,35 @@ TEST(DeepseekDecoder, BatchingChunkingAndThreadsChangeNoBit) {
   }
 }
 
-/// Latents of half the width and of eight bits: the model's opinion stays.
+/// Latents of half the width and of eight bits: the model's opinion stays. Eight bits move some
+/// tokens to other experts, which changes their rows more than rounding could: over the rows the
+/// cosine difference was 0.019 on average and 0.082 at most.
 TEST(DeepseekDecoder, NarrowCachesStayClose) {
+  struct Limits {
+    DType dtype;
+    double relative, cosine, mean_cosine;
+  };
   const GoldenCase golden = deepseek_golden("tiny-v3-bf16").get("short");
   const LoadedModel m = load_deepseek("tiny-v3-bf16", kernels::supported_isas().back());
   ASSERT_NE(m.model, nullptr);
-  for (const auto& [dtype, tolerance] : std::vector<std::pair<DType, double>>{
-           {DType::kF16, 5e-3}, {DType::kBF16, 4e-2}, {DType::kF8E4M3, 0.6}}) {
-    Session session(*m.model, 16, dtype);
+  for (const Limits& limit :
+       {Limits{DType::kF16, 5e-3, 1e-6, 1e-6}, Limits{DType::kBF16, 4e-2, 1e-4, 1e-4},
+        Limits{DType::kF8E4M3, 0.6, 0.12, 0.03}}) {
+    SCOPED_TRACE(dtype_info(limit.dtype).name);
+    Session session(*m.model, 16, limit.dtype);
     const Session::Rows rows = session.prefill(golden.prompt, 16);
-    double worst = 0;
+    double relative = 0, cosine = 0, sum = 0;
     for (size_t i = 0; i < golden.logit_positions.size(); ++i) {
-      worst =
-          std::max(worst, relative_difference(rows[static_cast<size_t>(golden.logit_positions[i])],
-                                              golden.logits[i]));
+      const std::vector<float>& row = rows[static_cast<size_t>(golden.logit_positions[i])];
+      relative = std::max(relative, relative_difference(row, golden.logits[i]));
+      cosine = std::max(cosine, cosine_difference(row, golden.logits[i]));
+      sum += cosine_difference(row, golden.logits[i]);
     }
-    EXPECT_LE(worst, tolerance) << dtype_info(dtype).name;
-    EXPECT_GT(worst, 0) << dtype_info(dtype).name;
-    RecordProperty(std::string(dtype_info(dtype).name), std::to_string(worst));
+    EXPECT_LE(relative, limit.relative);
+    EXPECT_GT(relative, 0);
+    EXPECT_LE(cosine, limit.cosine);
+    EXPECT_LE(sum / static_cast<double>(golden.logit_positions.size()), limit.mean_cosine);
+    RecordProperty(std::string(dtype_info(limit.dtype).name), std::to_string(relative));
   }
 }
 

@@ -17,11 +17,12 @@ MAY_USE = {
     "tensor": {"base"},
     "quant": {"tensor", "platform", "base"},
     "kernels": {"quant", "tensor", "platform", "base"},
+    "comm": {"tensor", "platform", "base"},
     "cache": {"base"},
     "scheduler": {"cache", "base"},
     "text": {"base"},
-    "model": {"kernels", "quant", "tensor", "platform", "text", "base"},
-    "engine": {"scheduler", "model", "kernels", "quant", "tensor", "platform", "base"},
+    "model": {"comm", "kernels", "quant", "tensor", "platform", "text", "base"},
+    "engine": {"scheduler", "model", "comm", "kernels", "quant", "tensor", "platform", "base"},
     "server": {"engine", "text", "scheduler", "base"},
     "app": None,  # the one place where parts are put together
 }

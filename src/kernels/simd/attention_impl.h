@@ -16,6 +16,7 @@
 
 #include "kernels/cpu_kernels.h"
 #include "kernels/paged_kv.h"
+#include "kernels/simd/elements.h"
 
 #define CAPSTAN_ALWAYS_INLINE inline __attribute__((always_inline))
 
@@ -23,29 +24,6 @@ namespace capstan::kernels::simd {
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-// How a row of the cache becomes vectors.
-template <class V>
-struct RowF32 {
-  static constexpr int kBytes = 4;
-  static typename V::F load(const std::byte* row, int i) {
-    return V::load(reinterpret_cast<const float*>(row) + i);
-  }
-};
-template <class V>
-struct RowF16 {
-  static constexpr int kBytes = 2;
-  static typename V::F load(const std::byte* row, int i) {
-    return V::load_f16(reinterpret_cast<const uint16_t*>(row) + i);
-  }
-};
-template <class V>
-struct RowBF16 {
-  static constexpr int kBytes = 2;
-  static typename V::F load(const std::byte* row, int i) {
-    return V::load_bf16(reinterpret_cast<const uint16_t*>(row) + i);
-  }
-};
 
 template <class V>
 float exp2_scalar(float x) {
@@ -79,7 +57,7 @@ CAPSTAN_ALWAYS_INLINE void prefetch(const std::byte* p) { __builtin_prefetch(p, 
 
 /// Scores of R rows against the first n keys, four at a time; keys up to the next multiple of four
 /// must be readable.
-template <class V, class Row, int R, bool kPrefetch, class Rows>
+template <class V, class Element, int R, bool kPrefetch, class Rows>
 void score_rows(const Rows& keys, int n, const float* q, int q_stride, int chunks, float* scores) {
   using F = typename V::F;
   for (int j = 0; j < n; j += 4) {
@@ -91,7 +69,7 @@ void score_rows(const Rows& keys, int n, const float* q, int q_stride, int chunk
       for (int m = 0; m < 4; ++m) acc[r][m] = V::zero();
     }
     // While four chunks are multiplied, each of the four rows has four chunks fetched.
-    constexpr int kFetch = 4 * V::kLanes * Row::kBytes;
+    constexpr int kFetch = 4 * V::kLanes * Element::kBytes;
     const std::byte* next[4];
     if constexpr (kPrefetch) {
       for (int m = 0; m < 4; ++m) next[m] = keys.next_tile(j + m);
@@ -110,7 +88,7 @@ void score_rows(const Rows& keys, int n, const float* q, int q_stride, int chunk
       }
 #pragma GCC unroll 4
       for (int m = 0; m < 4; ++m) {
-        const F key = Row::load(k[m], i);
+        const F key = Element::load(k[m] + i * Element::kBytes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) acc[r][m] = V::fma(x[r], key, acc[r][m]);
       }
@@ -124,7 +102,7 @@ void score_rows(const Rows& keys, int n, const float* q, int q_stride, int chunk
 
 /// result[r] = result[r] * factor[r] + sum over keys of p[r][key] * values[key], for R rows and C
 /// vectors starting at element i0.
-template <class V, class Row, int R, int C, bool kPrefetch, class Rows>
+template <class V, class Element, int R, int C, bool kPrefetch, class Rows>
 void add_values(const Rows& values, int n, int i0, const float* p, const float* factor,
                 float* result, int stride) {
   using F = typename V::F;
@@ -141,8 +119,8 @@ void add_values(const Rows& values, int n, int i0, const float* p, const float* 
     const std::byte* row = values[j];
     if constexpr (kPrefetch) {
 #pragma GCC unroll 4
-      for (int b = 0; b < C * V::kLanes * Row::kBytes; b += 64) {
-        prefetch(values.next_tile(j) + i0 * Row::kBytes + b);
+      for (int b = 0; b < C * V::kLanes * Element::kBytes; b += 64) {
+        prefetch(values.next_tile(j) + i0 * Element::kBytes + b);
       }
     }
     F w[R];
@@ -150,7 +128,7 @@ void add_values(const Rows& values, int n, int i0, const float* p, const float* 
     for (int r = 0; r < R; ++r) w[r] = V::set1(p[r * kKeyTile + j]);
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) {
-      const F v = Row::load(row, i0 + c * V::kLanes);
+      const F v = Element::load(row + (i0 + c * V::kLanes) * Element::kBytes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r][c] = V::fma(w[r], v, acc[r][c]);
     }
@@ -164,18 +142,18 @@ void add_values(const Rows& values, int n, int i0, const float* p, const float* 
   }
 }
 
-template <class V, class Row, int R, bool kPrefetch, class Rows>
+template <class V, class Element, int R, bool kPrefetch, class Rows>
 void add_values_all(const Rows& values, int n, int chunks, const float* p, const float* factor,
                     float* result, int stride) {
   int c = 0;
   for (; c + 4 <= chunks; c += 4) {
-    add_values<V, Row, R, 4, kPrefetch>(values, n, c * V::kLanes, p, factor, result, stride);
+    add_values<V, Element, R, 4, kPrefetch>(values, n, c * V::kLanes, p, factor, result, stride);
   }
   for (; c + 2 <= chunks; c += 2) {
-    add_values<V, Row, R, 2, kPrefetch>(values, n, c * V::kLanes, p, factor, result, stride);
+    add_values<V, Element, R, 2, kPrefetch>(values, n, c * V::kLanes, p, factor, result, stride);
   }
   if (c < chunks) {
-    add_values<V, Row, R, 1, kPrefetch>(values, n, c * V::kLanes, p, factor, result, stride);
+    add_values<V, Element, R, 1, kPrefetch>(values, n, c * V::kLanes, p, factor, result, stride);
   }
 }
 
@@ -207,7 +185,7 @@ void load_queries(const AttentionBlock& block, const AttentionScratch& scratch) 
 }
 
 /// One segment of one block.
-template <class V, class Row>
+template <class V, class Element>
 class Segment {
  public:
   Segment(const AttentionBlock& block, int segment, const AttentionScratch& scratch, float* state)
@@ -246,7 +224,7 @@ class Segment {
     const PagedKv& kv = *block_.kv;
     const int stop = std::min(begin_ + kKeySegment + kKeyTile, block_.key_end());
     int page = begin_ / kv.page_size, offset = begin_ % kv.page_size;
-    const auto row_bytes = static_cast<int64_t>(dim_) * Row::kBytes;
+    const auto row_bytes = static_cast<int64_t>(dim_) * Element::kBytes;
     int i = 0;
     for (int key = begin_; key < stop; ++page, offset = 0) {
       const std::byte* row = key_row(kv, block_.pages[page], offset, block_.kv_head);
@@ -270,14 +248,16 @@ class Segment {
   void stage(const CacheRows& rows, int n) const {
     for (int j = 0; j < n; ++j) {
       const std::byte* row = rows[j];
-      for (int b = 0; b < dim_ * Row::kBytes; b += 64) prefetch(rows.next_tile(j) + b);
+      for (int b = 0; b < dim_ * Element::kBytes; b += 64) prefetch(rows.next_tile(j) + b);
       float* to = scratch_.tile + static_cast<int64_t>(j) * stride_;
       int i = 0;
-      for (; i + V::kLanes <= dim_; i += V::kLanes) V::store(to + i, Row::load(row, i));
+      for (; i + V::kLanes <= dim_; i += V::kLanes)
+        V::store(to + i, Element::load(row + i * Element::kBytes));
       if (i < dim_) {
         std::byte tail[V::kLanes * 4] = {};
-        std::memcpy(tail, row + i * Row::kBytes, static_cast<size_t>((dim_ - i) * Row::kBytes));
-        V::store(to + i, Row::load(tail, 0));
+        std::memcpy(tail, row + i * Element::kBytes,
+                    static_cast<size_t>((dim_ - i) * Element::kBytes));
+        V::store(to + i, Element::load(tail));
       }
     }
   }
@@ -291,14 +271,14 @@ class Segment {
                             int64_t{stride_} * 4};
     if (staged_) {
       stage(keys, n);
-      score<RowF32<V>>(staged, n, first_row);
+      score<ElementF32<V>>(staged, n, first_row);
       softmax(tile, n, first_row);
       stage(values, n);
-      weigh<RowF32<V>>(staged, tile, n, first_row);
+      weigh<ElementF32<V>>(staged, tile, n, first_row);
     } else {
-      score<Row>(keys, n, first_row);
+      score<Element>(keys, n, first_row);
       softmax(tile, n, first_row);
-      weigh<Row>(values, tile, n, first_row);
+      weigh<Element>(values, tile, n, first_row);
     }
   }
 
@@ -397,11 +377,11 @@ void attend_segment(const AttentionBlock& block, int segment, const AttentionScr
                     float* state) {
   switch (block.kv->dtype) {
     case DType::kF16:
-      return Segment<V, RowF16<V>>(block, segment, scratch, state).run();
+      return Segment<V, ElementF16<V>>(block, segment, scratch, state).run();
     case DType::kBF16:
-      return Segment<V, RowBF16<V>>(block, segment, scratch, state).run();
+      return Segment<V, ElementBF16<V>>(block, segment, scratch, state).run();
     default:
-      return Segment<V, RowF32<V>>(block, segment, scratch, state).run();
+      return Segment<V, ElementF32<V>>(block, segment, scratch, state).run();
   }
 }
 

@@ -10,42 +10,9 @@
 #include <type_traits>
 
 #include "kernels/mla_kernels.h"
-#include "kernels/simd/fp8.h"
+#include "kernels/simd/elements.h"
 
 namespace capstan::kernels::simd {
-
-// How a panel's elements become vectors.
-template <class V>
-struct ElementF32 {
-  static constexpr int kBytes = 4;
-  static constexpr bool kScaled = false;
-  static typename V::F load(const std::byte* p) {
-    return V::load(reinterpret_cast<const float*>(p));
-  }
-};
-template <class V>
-struct ElementF16 {
-  static constexpr int kBytes = 2;
-  static constexpr bool kScaled = false;
-  static typename V::F load(const std::byte* p) {
-    return V::load_f16(reinterpret_cast<const uint16_t*>(p));
-  }
-};
-template <class V>
-struct ElementBF16 {
-  static constexpr int kBytes = 2;
-  static constexpr bool kScaled = false;
-  static typename V::F load(const std::byte* p) {
-    return V::load_bf16(reinterpret_cast<const uint16_t*>(p));
-  }
-};
-template <class V>
-struct ElementF8 {
-  static constexpr int kBytes = 1;
-  static constexpr bool kScaled = true;
-  /// 2^-8 of the value; the scale makes up for it.
-  static typename V::F load(const std::byte* p) { return load_e4m3_small<V>(p); }
-};
 
 /// One row of a panel, in 16 / V::kLanes vectors.
 template <class V, class B>
