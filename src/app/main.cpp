@@ -5,6 +5,7 @@
 
 #include "app/bench.h"
 #include "app/serve.h"
+#include "app/up.h"
 
 namespace {
 
@@ -12,6 +13,7 @@ constexpr const char* kUsage =
     "usage: capstan COMMAND [FLAG...]\n"
     "\n"
     "  serve    load a model and serve it over HTTP (capstan serve --help)\n"
+    "  up       start several nodes of one server on this machine (capstan up --help)\n"
     "  bench    measure decode, prefill and serving speed on this machine (capstan bench --help)\n"
     "  version  print the version\n";
 
@@ -21,6 +23,9 @@ int main(int argc, char** argv) {
   const std::string command = argc > 1 ? argv[1] : "";
   if (command == "serve") {
     return capstan::app::run_serve(std::vector<std::string>(argv + 2, argv + argc));
+  }
+  if (command == "up") {
+    return capstan::app::run_up(std::vector<std::string>(argv + 2, argv + argc));
   }
   if (command == "bench") return capstan::app::run_bench(argc - 1, argv + 1);
   if (command == "version" || command == "--version") {
