@@ -11,7 +11,7 @@ shared machine means little, the ratio of two taken in one run does. Pieces of a
 with --side and --only and put together through --json: figures already in the file are kept.
 
 Scenarios (the tokens per second are output tokens unless it says prefill):
-    decode1, decode8, decode32   that many streams at once, while all of them decode
+    decode1, 8, 16, 32   that many streams at once, while all of them decode
     prefill                      512-token prompts, one at a time
     shared                       32 clients, 512-token prompts of which 384 are common, 64-128 tokens out
     interference                 4 streams while a 4096-token prompt arrives: their inter-token latency
@@ -41,6 +41,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SCENARIOS = {
     "decode1": (lambda c, a: load_client.decode(c, 1, 16, a.output_len), 1024, 32),
     "decode8": (lambda c, a: load_client.decode(c, 8, 16, a.output_len), 1024, 32),
+    "decode16": (lambda c, a: load_client.decode(c, 16, 16, a.output_len), 1024, 32),
     "decode32": (lambda c, a: load_client.decode(c, 32, 16, a.output_len), 1024, 32),
     "prefill": (lambda c, a: load_client.prefill(c, 512, 3), 1024, 32),
     "shared": (lambda c, a: load_client.shared_prefix(c, a.clients), 1024, 32),
@@ -51,6 +52,7 @@ SCENARIOS = {
 REPORT = {
     "decode1": [("decode_tok_s", "decode, batch 1", "tok/s", True), ("itl_p99_ms", "  ITL p99", "ms", False)],
     "decode8": [("decode_tok_s", "decode, batch 8", "tok/s", True), ("itl_p99_ms", "  ITL p99", "ms", False)],
+    "decode16": [("decode_tok_s", "decode, batch 16", "tok/s", True), ("itl_p99_ms", "  ITL p99", "ms", False)],
     "decode32": [("decode_tok_s", "decode, batch 32", "tok/s", True), ("itl_p99_ms", "  ITL p99", "ms", False)],
     "prefill": [("prefill_tok_s", "prefill 512", "tok/s", True)],
     "shared": [("output_tok_s", "shared prefix, output", "tok/s", True),

@@ -5,7 +5,9 @@
     python3 bench/speculation.py --model model.gguf
 
 Two servers are started; one idles (it takes no CPU then) while the other is driven. For every number
-of clients the two take turns `--repeat` times, and the medians are compared. Two kinds of text:
+of clients the two take turns `--repeat` times, the one first and then the other, and the ratio is the
+median of the turns'. `--control` adds a third server, plain like the first: its ratio says what chance
+does. Two kinds of text:
 
     edit    a program is to be written out again with a small change: most of the answer is a quotation
     story   free prose at temperature 0.8: hardly anything repeats, so there is nothing to gain and the
@@ -128,6 +130,7 @@ def main():
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--tokens", type=int, default=160, help="output tokens of a request")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--control", action="store_true", help="a second plain server, to see the noise")
     parser.add_argument("--spec-args", default="--speculative-algorithm NGRAM")
     parser.add_argument("--start-timeout", type=float, default=120)
     parser.add_argument("--log", default="/tmp/capstan-speculation.log", help="server output goes to LOG.SIDE")
@@ -138,23 +141,28 @@ def main():
     try:
         servers.append(Server(args, "plain", []))
         servers.append(Server(args, "drafted", args.spec_args.split()))
-        print(f"{'text':6} {'clients':>7} {'plain tok/s':>12} {'drafted tok/s':>14} {'ratio':>6} {'tokens/step':>12}")
+        if args.control:
+            servers.append(Server(args, "control", []))
+        print(f"{'text':6} {'clients':>7} {'plain tok/s':>12} {'drafted tok/s':>14} {'ratio':>6} {'quartiles':>11} "
+              f"{'tokens/step':>12}" + (f" {'control':>8}" if args.control else ""))
         for kind in args.kinds.split(","):
             for clients in map(int, args.clients.split(",")):
                 bodies = [KINDS[kind](n, args.tokens) for n in range(clients)]
                 warm = [dict(b, sampling_params=dict(b["sampling_params"], max_new_tokens=1)) for b in bodies]
-                runs = [[], []]
+                runs = [[] for _ in servers]
                 for server in servers:
                     server.together(warm)  # the prompt is in the cache: decoding is what is compared
-                for _ in range(args.repeat):
-                    texts = []
-                    for server, run in zip(servers, runs):
-                        run.append(server.together(bodies))
-                        texts.append(run[-1][1])
-                    wrong += texts[0] != texts[1]
-                plain, drafted = (statistics.median(r[0] for r in run) for run in runs)
+                for turn in range(args.repeat):
+                    order = range(len(servers)) if turn % 2 == 0 else reversed(range(len(servers)))
+                    for i in order:
+                        runs[i].append(servers[i].together(bodies))
+                    wrong += any(run[-1][1] != runs[0][-1][1] for run in runs)
+                plain, drafted = (statistics.median(r[0] for r in run) for run in runs[:2])
+                ratios = [[r[0] / p[0] for r, p in zip(run, runs[0])] for run in runs]
+                low, middle, high = statistics.quantiles(ratios[1], n=4) if args.repeat > 1 else ratios[1] * 3
                 length = statistics.median(r[2] for r in runs[1])
-                print(f"{kind:6} {clients:7} {plain:12.1f} {drafted:14.1f} {drafted / plain:6.2f} {length:12.2f}", flush=True)
+                print(f"{kind:6} {clients:7} {plain:12.1f} {drafted:14.1f} {middle:6.2f} {low:5.2f}-{high:.2f} {length:12.2f}"
+                      + (f" {statistics.median(ratios[2]):8.2f}" if args.control else ""), flush=True)
     finally:
         for server in servers:
             server.stop()
