@@ -34,8 +34,9 @@ Status check_sequences(const ForwardBatch& b, const KvStore& kv) {
   return {};
 }
 
+/// `wanted`: the matrix must fit; else it may also be without data.
 Status check_output(const char* what, std::span<const int32_t> rows, size_t tokens,
-                    const MatrixView& out, int64_t width) {
+                    const MatrixView& out, int64_t width, bool wanted) {
   int32_t last = -1;
   for (const int32_t row : rows) {
     if (row <= last || row >= static_cast<int64_t>(tokens)) {
@@ -43,6 +44,7 @@ Status check_output(const char* what, std::span<const int32_t> rows, size_t toke
     }
     last = row;
   }
+  if (!wanted && out.data == nullptr) return {};
   if (!rows.empty() && (out.rows != static_cast<int64_t>(rows.size()) || out.cols != width ||
                         out.stride < out.cols)) {
     return fail(std::string(what) + " matrix is " + std::to_string(out.rows) + " x " +
@@ -54,7 +56,7 @@ Status check_output(const char* what, std::span<const int32_t> rows, size_t toke
 }  // namespace
 
 Status check_batch(const ForwardBatch& b, const ModelConfig& config, const KvStore& kv,
-                   const MatrixView& logits) {
+                   const MatrixView& logits, bool first_rank) {
   const size_t t = b.tokens.size();
   if (t == 0 || b.positions.size() != t || b.slots.size() != t) {
     return fail(std::to_string(t) + " tokens, " + std::to_string(b.positions.size()) +
@@ -72,8 +74,10 @@ Status check_batch(const ForwardBatch& b, const ModelConfig& config, const KvSto
     }
   }
   CAPSTAN_RETURN_IF_ERROR(check_sequences(b, kv));
-  CAPSTAN_RETURN_IF_ERROR(check_output("logit", b.logit_rows, t, logits, config.vocab_size));
-  return check_output("hidden", b.hidden_rows, t, b.hidden_states, config.hidden_size);
+  // Other ranks than the first do not touch the logits they are given.
+  CAPSTAN_RETURN_IF_ERROR(check_output("logit", b.logit_rows, t, first_rank ? logits : MatrixView{},
+                                       config.vocab_size, first_rank));
+  return check_output("hidden", b.hidden_rows, t, b.hidden_states, config.hidden_size, first_rank);
 }
 
 }  // namespace capstan::model

@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "base/result.h"
+#include "comm/communicator.h"
 #include "kernels/ops.h"
 #include "model/config.h"
 #include "model/model.h"
+#include "model/shard.h"
 #include "platform/thread_pool.h"
 #include "text/tokenizer.h"
 
@@ -49,6 +51,7 @@ class Checkpoint {
   virtual void drop_all_pages() const = 0;
 };
 
+/// Bytes of the rank's own weights: slices count as what they hold.
 struct LoadProgress {
   size_t bytes_done = 0, bytes_total = 0;
   double seconds = 0;
@@ -60,6 +63,12 @@ struct LoadOptions {
   /// Loads the first multi-token prediction layer too (Model::draft); kInvalidArgument when the
   /// config has none.
   bool draft = false;
+  /// The part of the model to load, and the way to the ranks with the others: not owned, of
+  /// shard.size ranks, needed when that is above 1. It outlives the model.
+  Shard shard;
+  comm::Communicator* communicator = nullptr;
+  /// Ranks that load at the same time on this machine: their weights must fit its memory together.
+  int ranks_on_machine = 1;
   /// How latent attention is computed. kAbsorbed makes bits independent of chunking.
   kernels::MlaForm mla_form = kernels::MlaForm::kAuto;
   /// Both are called from any thread of the pool, one call at a time, and must not throw.
@@ -67,8 +76,9 @@ struct LoadOptions {
   std::function<bool()> cancelled;                    // polled; loading stops with kAborted
 };
 
-/// Packs the weights in parallel and returns a model that no longer needs the checkpoint's pages,
-/// except for the embedding table, which stays mapped (the model keeps the checkpoint alive).
+/// Packs the weights, or the shard's part of them, in parallel and returns a model that no longer
+/// needs the checkpoint's pages, except for the embedding table, which stays mapped (the model
+/// keeps the checkpoint alive).
 Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> checkpoint,
                                           std::shared_ptr<kernels::Ops> ops,
                                           platform::ThreadPool& pool, const LoadOptions& options);

@@ -39,14 +39,45 @@ void positions_in(std::span<const int32_t> rows, std::span<const int32_t> kept,
   }
 }
 
+/// Widths of the activations between this rank's weights.
+Widths widths_of(const DecoderWeights& weights) {
+  Widths widths;
+  const auto see = [&](const LayerWeights& l) {
+    widths.attention = std::max(widths.attention, l.o->k());
+    for (const FfnWeights* ffn : {&l.dense, l.moe ? &l.moe->shared : nullptr}) {
+      if (ffn != nullptr && ffn->down != nullptr) widths.ffn = std::max(widths.ffn, ffn->down->k());
+    }
+  };
+  for (const LayerWeights& l : weights.layers) see(l);
+  if (weights.draft) see(weights.draft->layer);
+  widths.vocabulary = weights.lm_head->n();
+  return widths;
+}
+
+/// Brackets a step of the op table, whichever way it ends.
+class OpsStep {
+ public:
+  explicit OpsStep(kernels::Ops& ops) : ops_(ops) { ops_.begin_step(); }
+  ~OpsStep() { ops_.end_step(); }
+  OpsStep(const OpsStep&) = delete;
+  OpsStep& operator=(const OpsStep&) = delete;
+
+ private:
+  kernels::Ops& ops_;
+};
+
 }  // namespace
 
 Decoder::Decoder(const ModelConfig& config, DecoderWeights weights,
-                 std::shared_ptr<kernels::Ops> ops, kernels::MlaForm mla_form)
+                 std::shared_ptr<kernels::Ops> ops, const LoadOptions& options)
     : config_(config),
+      local_(model::local_config(config, options.shard)),
       weights_(std::move(weights)),
       ops_(std::move(ops)),
-      mla_form_(mla_form),
+      mla_form_(options.mla_form),
+      ranks_(options.communicator),
+      vocabulary_(vocabulary_parts(config, options.shard)),
+      widths_(widths_of(weights_)),
       rope_(config.rope),
       load_(expert_counts(config, weights_.draft.has_value())) {
   const auto floats = [](const std::vector<float>& v) { return v.size() * sizeof(float); };
@@ -72,10 +103,14 @@ Decoder::Decoder(const ModelConfig& config, DecoderWeights weights,
 std::vector<std::vector<uint64_t>> Decoder::expert_load() const { return load_.snapshot(); }
 
 Status Decoder::prepare(const ForwardBatch& batch, const KvStore& kv, const MatrixView& logits) {
-  CAPSTAN_RETURN_IF_ERROR(check_batch(batch, config_, kv, logits));
+  CAPSTAN_RETURN_IF_ERROR(check_batch(batch, config_, kv, logits, ranks_.first()));
   const auto t = static_cast<int64_t>(batch.tokens.size());
   try {
-    work_.reserve(config_, weights_.draft.has_value(), t);
+    work_.reserve(local_, widths_, weights_.draft.has_value(), t);
+    const size_t part = batch.logit_rows.size() * static_cast<size_t>(widths_.vocabulary);
+    if (!ranks_.alone() && work_.logits.bytes() < part * sizeof(float)) {
+      work_.logits = AlignedBuffer(part * sizeof(float));
+    }
   } catch (const std::bad_alloc&) {
     return resource_exhausted("not enough memory for the activations of a step of " +
                               std::to_string(t) + " tokens; lower --chunked-prefill-size");
@@ -87,87 +122,110 @@ Status Decoder::prepare(const ForwardBatch& batch, const KvStore& kv, const Matr
   return {};
 }
 
-void Decoder::run_layer(const Step& step, const LayerWeights& layer, int index, const KvStore& kv,
-                        bool last) {
+Step Decoder::step_of(const ForwardBatch& batch) {
+  return {local_, *ops_, ranks_, work_, batch, mla_form_, static_cast<float>(config_.rms_norm_eps)};
+}
+
+Status Decoder::run_layer(const Step& step, const LayerWeights& layer, int index, const KvStore& kv,
+                          bool last) {
   attend(step, layer, kv.layer(index));
   int64_t rows = step.rows();
   if (last) {
     // Nothing reads the other rows any more: a prefill chunk without outputs saves the last
     // layer's FFN, and rows do not depend on each other, so the bits stay the same.
     keep_rows(work_.x, kept_, config_.hidden_size);
-    keep_rows(work_.attention, kept_, attention_width(config_));
+    keep_rows(work_.attention, kept_, layer.o->k());
     rows = static_cast<int64_t>(kept_.size());
   }
-  if (rows > 0) finish_layer(step, layer, index, rows, load_);
+  if (rows == 0) return {};
+  return finish_layer(step, layer, index, rows, load_);
 }
 
 /// x of the kept rows -> normed -> hidden states and logits.
-void Decoder::write_outputs(const Step& step, const std::vector<float>& norm, MatrixView logits) {
+Status Decoder::write_outputs(const Step& step, const std::vector<float>& norm, MatrixView logits) {
   const auto rows = static_cast<int64_t>(kept_.size());
-  if (rows == 0) return;
+  if (rows == 0) return {};
   const MatrixView x = matrix(work_.x, rows, config_.hidden_size);
   const MatrixView normed = matrix(work_.normed, rows, config_.hidden_size);
   ops_->rms_norm({.x = x, .weight = norm.data(), .eps = step.eps, .y = normed});
-  if (!step.batch.hidden_rows.empty()) {
+  if (!step.batch.hidden_rows.empty() && step.batch.hidden_states.data != nullptr) {
     positions_in(step.batch.hidden_rows, kept_, logits_in_kept_);
     copy_rows(normed, logits_in_kept_, step.batch.hidden_states);
   }
-  if (step.batch.logit_rows.empty()) return;
+  if (step.batch.logit_rows.empty()) return {};
   positions_in(step.batch.logit_rows, kept_, logits_in_kept_);
   keep_rows(work_.normed, logits_in_kept_, config_.hidden_size);
-  ops_->linear(
-      {.x = matrix(work_.normed, static_cast<int64_t>(logits_in_kept_.size()), config_.hidden_size),
-       .weight = weights_.lm_head.get(),
-       .y = logits});
+  const auto wanted = static_cast<int64_t>(logits_in_kept_.size());
+  return write_logits(matrix(work_.normed, wanted, config_.hidden_size), logits);
+}
+
+Status Decoder::write_logits(const MatrixView& normed, MatrixView logits) {
+  if (ranks_.alone()) {
+    ops_->linear({.x = normed, .weight = weights_.lm_head.get(), .y = logits});
+    return {};
+  }
+  const MatrixView part = matrix(work_.logits, normed.rows, widths_.vocabulary);
+  ops_->linear({.x = normed, .weight = weights_.lm_head.get(), .y = part});
+  return ranks_.join_columns(part, vocabulary_, logits);
 }
 
 Status Decoder::forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) {
   CAPSTAN_RETURN_IF_ERROR(prepare(batch, kv, logits));
-  const Step step{config_, *ops_,     work_,
-                  batch,   mla_form_, static_cast<float>(config_.rms_norm_eps)};
-  ops_->begin_step();
+  const Step step = step_of(batch);
+  const OpsStep bracket(*ops_);
   ops_->embed({.ids = batch.tokens,
                .table = &weights_.embedding,
                .y = matrix(work_.x, step.rows(), config_.hidden_size)});
   for (int l = 0; l < config_.num_layers; ++l) {
-    run_layer(step, weights_.layers[static_cast<size_t>(l)], l, kv, l + 1 == config_.num_layers);
+    const bool last = l + 1 == config_.num_layers;
+    CAPSTAN_RETURN_IF_ERROR(run_layer(step, weights_.layers[static_cast<size_t>(l)], l, kv, last));
   }
-  write_outputs(step, weights_.final_norm, logits);
-  ops_->end_step();
-  return {};
+  return write_outputs(step, weights_.final_norm, logits);
+}
+
+/// Rank 0 alone keeps hidden states between steps; the others get them from it.
+Status Decoder::share_previous(const DraftBatch& batch, MatrixView& previous) {
+  const auto t = static_cast<int64_t>(batch.tokens.size());
+  const int64_t width = config_.hidden_size;
+  previous = batch.previous;
+  if (ranks_.first() && (previous.rows != t || previous.cols != width || previous.stride < width)) {
+    return internal_error("forward: " + std::to_string(t) + " tokens, hidden states " +
+                          std::to_string(previous.rows) + " x " + std::to_string(previous.cols));
+  }
+  if (ranks_.alone()) return {};
+  const MatrixView shared = matrix(work_.normed, t, width);
+  for (int64_t i = 0; ranks_.first() && i < t; ++i) {
+    std::copy_n(previous.row(i), width, shared.row(i));
+  }
+  previous = shared;
+  return ranks_.share(shared);
 }
 
 Status Decoder::forward_draft(const DraftBatch& batch, KvStore& kv, MatrixView logits) {
   CAPSTAN_RETURN_IF_ERROR(prepare(batch, kv, logits));
-  const Step step{config_, *ops_,     work_,
-                  batch,   mla_form_, static_cast<float>(config_.rms_norm_eps)};
+  const Step step = step_of(batch);
   const int64_t t = step.rows(), width = config_.hidden_size;
   if (kv.num_layers() <= config_.num_layers) {
     return internal_error("forward: the cache has no layer for multi-token prediction");
   }
-  if (batch.previous.rows != t || batch.previous.cols != width || batch.previous.stride < width) {
-    return internal_error("forward: " + std::to_string(t) + " tokens, hidden states " +
-                          std::to_string(batch.previous.rows) + " x " +
-                          std::to_string(batch.previous.cols));
-  }
+  const OpsStep bracket(*ops_);
+  MatrixView previous;
+  CAPSTAN_RETURN_IF_ERROR(share_previous(batch, previous));
   const DraftWeights& draft = *weights_.draft;
   const MatrixView x = matrix(work_.x, t, width), pair = matrix(work_.pair, t, 2 * width);
-  ops_->begin_step();
   ops_->embed({.ids = batch.tokens, .table = &weights_.embedding, .y = x});
   // The checkpoint fixes the order: columns of the projection are embedding first, hidden second.
   ops_->rms_norm({.x = x,
                   .weight = draft.embedding_norm.data(),
                   .eps = step.eps,
                   .y = columns(pair, 0, width)});
-  ops_->rms_norm({.x = batch.previous,
+  ops_->rms_norm({.x = previous,
                   .weight = draft.hidden_norm.data(),
                   .eps = step.eps,
                   .y = columns(pair, width, width)});
   ops_->linear({.x = pair, .weight = draft.projection.get(), .y = x});
-  run_layer(step, draft.layer, config_.num_layers, kv, /*last=*/true);
-  write_outputs(step, draft.final_norm, logits);
-  ops_->end_step();
-  return {};
+  CAPSTAN_RETURN_IF_ERROR(run_layer(step, draft.layer, config_.num_layers, kv, /*last=*/true));
+  return write_outputs(step, draft.final_norm, logits);
 }
 
 }  // namespace capstan::model

@@ -11,13 +11,16 @@
 
 namespace capstan::model {
 
-/// One decoder; not thread-safe. Scratch grows to the largest step seen and is reused.
+/// One decoder, or one rank's part of it; not thread-safe. Scratch grows to the largest step seen
+/// and is reused.
 class Decoder final : public Model {
  public:
+  /// Of the options: mla_form, shard and communicator, which `weights` were cut and loaded for.
   Decoder(const ModelConfig& config, DecoderWeights weights, std::shared_ptr<kernels::Ops> ops,
-          kernels::MlaForm mla_form = kernels::MlaForm::kAuto);
+          const LoadOptions& options = {});
 
   const ModelConfig& config() const override { return config_; }
+  const ModelConfig& local_config() const override { return local_; }
   size_t weight_bytes_per_token() const override { return bytes_per_token_; }
   size_t weight_bytes() const override { return bytes_; }
   DraftModel* draft() override { return weights_.draft ? &draft_ : nullptr; }
@@ -25,6 +28,8 @@ class Decoder final : public Model {
   /// kResourceExhausted when there is no memory for the activations.
   /// kInternal when the batch contradicts itself or points outside vocabulary or cache: such a
   /// step would read or write memory that is not its own.
+  /// An error of one rank leaves the others waiting for it: whoever runs the ranks aborts their
+  /// communicator then.
   Status forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) override;
 
  private:
@@ -43,14 +48,20 @@ class Decoder final : public Model {
 
   Status prepare(const ForwardBatch& batch, const KvStore& kv, const MatrixView& logits);
   Status forward_draft(const DraftBatch& batch, KvStore& kv, MatrixView logits);
-  void run_layer(const Step& step, const LayerWeights& layer, int index, const KvStore& kv,
-                 bool last);
-  void write_outputs(const Step& step, const std::vector<float>& norm, MatrixView logits);
+  Status share_previous(const DraftBatch& batch, MatrixView& previous);
+  Step step_of(const ForwardBatch& batch);
+  Status run_layer(const Step& step, const LayerWeights& layer, int index, const KvStore& kv,
+                   bool last);
+  Status write_outputs(const Step& step, const std::vector<float>& norm, MatrixView logits);
+  Status write_logits(const MatrixView& normed, MatrixView logits);
 
-  ModelConfig config_;
+  ModelConfig config_, local_;  // the model's, this rank's
   DecoderWeights weights_;
   std::shared_ptr<kernels::Ops> ops_;
   kernels::MlaForm mla_form_;
+  Ranks ranks_;
+  std::vector<int64_t> vocabulary_;  // rows of the output matrix that each rank has
+  Widths widths_;
   RopeTable rope_;
   size_t bytes_per_token_ = 0, bytes_ = 0, draft_bytes_per_token_ = 0;
   Workspace work_;
@@ -61,6 +72,6 @@ class Decoder final : public Model {
 
 /// Whether the batch agrees with itself, the vocabulary, the cache and the outputs; kInternal.
 Status check_batch(const ForwardBatch& batch, const ModelConfig& config, const KvStore& kv,
-                   const MatrixView& logits);
+                   const MatrixView& logits, bool first_rank);
 
 }  // namespace capstan::model

@@ -1,5 +1,6 @@
 #include "model/layer.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace capstan::model {
@@ -11,9 +12,9 @@ float softmax_scale(const ModelConfig& c) {
   return static_cast<float>(c.rope.softmax_factor / std::sqrt(static_cast<double>(c.head_dim)));
 }
 
-/// normed -> attention, with grouped key and value heads.
+/// normed -> out, with grouped key and value heads.
 void attend_grouped(const Step& s, const GqaWeights& w, const MatrixView& normed,
-                    const kernels::PagedKv& cache) {
+                    const kernels::PagedKv& cache, const MatrixView& out) {
   const ModelConfig& c = s.config;
   const MatrixView qkv = matrix(s.work.projected, s.rows(), projected_width(c));
   s.ops.linear({.x = normed, .weight = w.qkv.get(), .y = qkv});
@@ -33,12 +34,12 @@ void attend_grouped(const Step& s, const GqaWeights& w, const MatrixView& normed
                    .kv = cache,
                    .scale = softmax_scale(c),
                    .sequences = s.batch.sequences,
-                   .out = matrix(s.work.attention, s.rows(), attention_width(c))});
+                   .out = out});
 }
 
-/// normed -> attention, with one latent row per token.
+/// normed -> out, with one latent row per token.
 void attend_latent(const Step& s, const MlaWeights& w, const MatrixView& normed,
-                   const kernels::PagedKv& cache) {
+                   const kernels::PagedKv& cache, const MatrixView& out) {
   const ModelConfig& c = s.config;
   const int64_t q_width = int64_t{c.num_heads} * c.head_dim;
   const int64_t latent = c.mla.kv_lora_rank + c.mla.qk_rope_head_dim;
@@ -74,15 +75,32 @@ void attend_latent(const Step& s, const MlaWeights& w, const MatrixView& normed,
                        .scale = softmax_scale(c),
                        .form = s.mla_form,
                        .sequences = s.batch.sequences,
-                       .out = matrix(s.work.attention, s.rows(), attention_width(c))});
+                       .out = out});
 }
 
-/// x += FFN(normed)
-void add_ffn(const Step& s, const FfnWeights& w, const MatrixView& normed, const MatrixView& x) {
+/// Heads' outputs, with the inputs that o's slice has before and behind them: zeros.
+MatrixView heads_output(const Step& s, const LayerWeights& layer) {
+  const MatrixView all = matrix(s.work.attention, s.rows(), layer.o->k());
+  const int64_t width = attention_width(s.config), before = layer.attention_offset;
+  const int64_t behind = all.cols - before - width;
+  for (int64_t r = 0; before + behind > 0 && r < all.rows; ++r) {
+    std::fill_n(all.row(r), before, 0.0F);
+    std::fill_n(all.row(r) + before + width, behind, 0.0F);
+  }
+  return columns(all, before, width);
+}
+
+/// x += FFN(normed), or x = FFN(normed): the rank's part of it, which may be nothing.
+void run_ffn(const Step& s, const FfnWeights& w, const MatrixView& normed, const MatrixView& x,
+             Epilogue epilogue) {
+  if (w.down == nullptr) {
+    if (epilogue == Epilogue::kStore) std::fill_n(x.data, x.rows * x.cols, 0.0F);
+    return;
+  }
   const MatrixView hidden = matrix(s.work.hidden, x.rows, w.down->k());
   s.ops.linear(
       {.x = normed, .weight = w.gate_up.get(), .y = hidden, .epilogue = Epilogue::kSwiGlu});
-  s.ops.linear({.x = hidden, .weight = w.down.get(), .y = x, .epilogue = Epilogue::kAdd});
+  s.ops.linear({.x = hidden, .weight = w.down.get(), .y = x, .epilogue = epilogue});
 }
 
 kernels::RouterSpec router_spec(const MoeConfig& m, const std::vector<float>& bias) {
@@ -100,8 +118,8 @@ kernels::RouterSpec router_spec(const MoeConfig& m, const std::vector<float>& bi
       .bias = bias.empty() ? nullptr : bias.data()};
 }
 
-/// x += chosen experts and shared experts of normed
-void add_experts(const Step& s, const MoeWeights& w, int layer, const MatrixView& normed,
+/// Chosen experts and shared experts of normed, put to x as Ranks::residual() says.
+void run_experts(const Step& s, const MoeWeights& w, int layer, const MatrixView& normed,
                  const MatrixView& x, ExpertLoad& load) {
   const MoeConfig& m = s.config.moe;
   const MatrixView logits = matrix(s.work.router, x.rows, m.experts);
@@ -111,6 +129,8 @@ void add_experts(const Step& s, const MoeWeights& w, int layer, const MatrixView
   auto* gain = s.work.expert_gain.as<float>();
   s.ops.route({.logits = logits, .router = &spec, .experts = chosen, .weights = gain});
   load.add(layer, {chosen, static_cast<size_t>(x.rows * m.top_k)});
+  const Epilogue epilogue = s.ranks.residual();
+  if (epilogue == Epilogue::kStore) run_ffn(s, w.shared, normed, x, epilogue);
   s.ops.experts({.x = normed,
                  .experts = chosen,
                  .weights = gain,
@@ -118,7 +138,7 @@ void add_experts(const Step& s, const MoeWeights& w, int layer, const MatrixView
                  .gate_up = w.gate_up,
                  .down = w.down,
                  .y = x});
-  if (w.shared.down != nullptr) add_ffn(s, w.shared, normed, x);
+  if (epilogue == Epilogue::kAdd) run_ffn(s, w.shared, normed, x, epilogue);
 }
 
 }  // namespace
@@ -128,26 +148,28 @@ void attend(const Step& s, const LayerWeights& layer, const kernels::PagedKv& ca
   const MatrixView normed = matrix(s.work.normed, s.rows(), s.config.hidden_size);
   s.ops.rms_norm({.x = x, .weight = layer.input_norm.data(), .eps = s.eps, .y = normed});
   if (layer.mla) {
-    attend_latent(s, *layer.mla, normed, cache);
+    attend_latent(s, *layer.mla, normed, cache, heads_output(s, layer));
   } else {
-    attend_grouped(s, *layer.gqa, normed, cache);
+    attend_grouped(s, *layer.gqa, normed, cache, heads_output(s, layer));
   }
 }
 
-void finish_layer(const Step& s, const LayerWeights& layer, int index, int64_t rows,
-                  ExpertLoad& load) {
+Status finish_layer(const Step& s, const LayerWeights& layer, int index, int64_t rows,
+                    ExpertLoad& load) {
   const MatrixView x = matrix(s.work.x, rows, s.config.hidden_size);
   const MatrixView normed = matrix(s.work.normed, rows, s.config.hidden_size);
-  s.ops.linear({.x = matrix(s.work.attention, rows, attention_width(s.config)),
+  s.ops.linear({.x = matrix(s.work.attention, rows, layer.o->k()),
                 .weight = layer.o.get(),
                 .y = x,
-                .epilogue = Epilogue::kAdd});
+                .epilogue = s.ranks.residual()});
+  CAPSTAN_RETURN_IF_ERROR(s.ranks.add_up(x));
   s.ops.rms_norm({.x = x, .weight = layer.post_attention_norm.data(), .eps = s.eps, .y = normed});
   if (layer.moe) {
-    add_experts(s, *layer.moe, index, normed, x, load);
+    run_experts(s, *layer.moe, index, normed, x, load);
   } else {
-    add_ffn(s, layer.dense, normed, x);
+    run_ffn(s, layer.dense, normed, x, s.ranks.residual());
   }
+  return s.ranks.add_up(x);
 }
 
 }  // namespace capstan::model

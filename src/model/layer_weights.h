@@ -32,8 +32,8 @@ struct FfnWeights {
 
 struct MoeWeights {
   std::unique_ptr<kernels::LinearWeight> router;
-  std::vector<float> bias;  // [experts] or empty
-  std::vector<FfnWeights> experts;
+  std::vector<float> bias;          // [experts] or empty
+  std::vector<FfnWeights> experts;  // null pointers for those of other ranks
   FfnWeights shared;
   /// The experts once more, as the op wants them; see index_experts().
   std::vector<const kernels::LinearWeight*> gate_up, down;
@@ -51,7 +51,8 @@ struct LayerWeights {
   std::optional<GqaWeights> gqa;                       // one of the two
   std::optional<MlaWeights> mla;
   std::unique_ptr<kernels::LinearWeight> o;
-  FfnWeights dense;  // without experts
+  int64_t attention_offset = 0;  // inputs of o before the first head's: see LayerSpec
+  FfnWeights dense;              // without experts
   std::optional<MoeWeights> moe;
 };
 

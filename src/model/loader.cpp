@@ -8,6 +8,7 @@
 
 #include "model/checkpoint.h"
 #include "model/decoder.h"
+#include "model/sharded_weights.h"
 #include "model/weight_source.h"
 #include "model/weights.h"
 #include "platform/cpu.h"
@@ -66,7 +67,7 @@ TensorView float_view(const std::vector<float>& values, const WeightSpec& spec) 
   TensorView view;
   view.data = reinterpret_cast<const std::byte*>(values.data());
   view.dtype = DType::kF32;
-  view.shape = spec.shape;
+  view.shape = slice_shape(spec.slice, spec.shape);
   view.name = spec.name;
   return view;
 }
@@ -192,6 +193,7 @@ Status load_small_weights(const ModelConfig& config, const WeightSource& source,
 }
 
 void add_ffn(FfnSpec&& spec, FfnWeights& ffn, std::vector<PackJob>& jobs) {
+  if (spec.gate_up.empty()) return;  // the other ranks'
   jobs.push_back(
       {.parts = std::move(spec.gate_up), .swiglu_pair = true, .destination = &ffn.gate_up});
   jobs.push_back({.parts = {std::move(spec.down)}, .destination = &ffn.down});
@@ -211,6 +213,7 @@ void add_layer(LayerSpec&& spec, LayerWeights& layer, std::vector<PackJob>& jobs
     jobs.push_back({.parts = std::move(spec.mla->kv_b), .projection = &layer.mla->kv_b});
   }
   jobs.push_back({.parts = {std::move(spec.o)}, .destination = &layer.o});
+  layer.attention_offset = spec.attention_offset;
   if (spec.dense) add_ffn(std::move(*spec.dense), layer.dense, jobs);
   if (!spec.moe) return;
   // A small error in a router's product chooses another expert: its input is never quantised.
@@ -222,17 +225,19 @@ void add_layer(LayerSpec&& spec, LayerWeights& layer, std::vector<PackJob>& jobs
   if (spec.moe->shared) add_ffn(std::move(*spec.moe->shared), layer.moe->shared, jobs);
 }
 
-std::vector<PackJob> make_jobs(const ModelConfig& config, const WeightSource& source,
-                               DecoderWeights& weights) {
+Result<std::vector<PackJob>> make_jobs(const ModelConfig& config, const ShardedWeights& specs,
+                                       const WeightSource& source, DecoderWeights& weights) {
   std::vector<PackJob> jobs;
-  jobs.push_back({.parts = {lm_head_spec(config)}, .destination = &weights.lm_head});
+  jobs.push_back({.parts = {specs.lm_head()}, .destination = &weights.lm_head});
   for (int l = 0; l < config.num_layers; ++l) {
-    add_layer(layer_spec(config, l), weights.layers[static_cast<size_t>(l)], jobs);
+    CAPSTAN_ASSIGN(LayerSpec spec, specs.layer(l));
+    add_layer(std::move(spec), weights.layers[static_cast<size_t>(l)], jobs);
   }
   if (weights.draft) {
     jobs.push_back(
         {.parts = {draft_spec(config).projection}, .destination = &weights.draft->projection});
-    add_layer(layer_spec(config, config.num_layers), weights.draft->layer, jobs);
+    CAPSTAN_ASSIGN(LayerSpec spec, specs.layer(config.num_layers));
+    add_layer(std::move(spec), weights.draft->layer, jobs);
   }
   for (PackJob& job : jobs) {
     for (const WeightSpec& part : job.parts) job.bytes += source.bytes(part);
@@ -244,22 +249,48 @@ std::vector<PackJob> make_jobs(const ModelConfig& config, const WeightSource& so
 }
 
 /// Weights that cannot fit are refused before the system kills the process for trying.
-Status check_memory(const ModelConfig& config, const WeightSource& source,
-                    const LoadOptions& options) {
-  const uint64_t memory = platform::memory_info().total_bytes;
+Status check_memory(const ModelConfig& config, const ShardedWeights& specs,
+                    const WeightSource& source, const LoadOptions& options) {
+  const uint64_t memory =
+      platform::memory_info().total_bytes / static_cast<uint64_t>(options.ranks_on_machine);
   if (memory == 0) return {};  // unknown
-  std::vector<WeightSpec> needed = required_weights(config, options.draft);
-  // A tied table is held twice: packed, and in rows (mapped, unless it is made up).
-  if (config.tie_word_embeddings && options.dummy_weights) needed.push_back(embedding_spec(config));
+  CAPSTAN_ASSIGN(const std::vector<WeightSpec> needed, specs.all(options.draft));
   uint64_t bytes = 0;
   for (const WeightSpec& w : needed) {
+    // A tied table is held twice: packed, and in rows, which stay mapped unless they are made up.
+    if (&w == &needed[0] && config.tie_word_embeddings && !options.dummy_weights) continue;
     bytes += source.bytes(w);
     if (bytes > memory) {  // and not one more, as a hostile config's sum would overflow
+      const std::string ranks =
+          options.ranks_on_machine > 1
+              ? " for each of the " + std::to_string(options.ranks_on_machine) + " ranks on it"
+              : "";
       return resource_exhausted("the weights take " + std::to_string(bytes) +
                                 " bytes or more, but this machine (or its cgroup) has " +
-                                std::to_string(memory) +
-                                " bytes of memory; choose a smaller or more quantised model");
+                                std::to_string(memory) + " bytes of memory" + ranks +
+                                "; choose a smaller or more quantised model");
     }
+  }
+  return {};
+}
+
+Status check_options(const ModelConfig& config, const LoadOptions& options,
+                     const std::string& path) {
+  if (options.draft && config.num_nextn_predict_layers == 0) {
+    return invalid_argument(path +
+                            ": num_nextn_predict_layers is 0: the model has no multi-token "
+                            "prediction layer to draft with");
+  }
+  CAPSTAN_RETURN_IF_ERROR(check_shard(config, options.shard));
+  const comm::Communicator* ranks = options.communicator;
+  if (ranks != nullptr ? ranks->size() != options.shard.size || ranks->rank() != options.shard.rank
+                       : options.shard.size != 1) {
+    return internal_error("load_model: rank " + std::to_string(options.shard.rank) + " of " +
+                          std::to_string(options.shard.size) +
+                          (ranks == nullptr
+                               ? " without a communicator"
+                               : " with a communicator of rank " + std::to_string(ranks->rank()) +
+                                     " of " + std::to_string(ranks->size())));
   }
   return {};
 }
@@ -270,26 +301,25 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
                                           std::shared_ptr<kernels::Ops> ops,
                                           platform::ThreadPool& pool, const LoadOptions& options) {
   const ModelConfig& config = checkpoint->config();
-  if (options.draft && config.num_nextn_predict_layers == 0) {
-    return invalid_argument(checkpoint->path() +
-                            ": num_nextn_predict_layers is 0: the model has no multi-token "
-                            "prediction layer to draft with");
-  }
+  CAPSTAN_RETURN_IF_ERROR(check_options(config, options, checkpoint->path()));
   if (!options.dummy_weights) {
     CAPSTAN_RETURN_IF_ERROR(check_weights(*checkpoint, options.draft));
   }
   const WeightSource source(*checkpoint, options);
-  CAPSTAN_RETURN_IF_ERROR(check_memory(config, source, options));
+  const ShardedWeights specs(config, options.shard,
+                             [&source](const WeightSpec& w) { return source.dtype(w); });
+  CAPSTAN_RETURN_IF_ERROR(check_memory(config, specs, source, options));
   DecoderWeights weights;
   const WeightSpec embedding = embedding_spec(config);
   CAPSTAN_RETURN_IF_ERROR(guarded(embedding.name, source.bytes(embedding), [&] {
     return load_small_weights(config, source, options, weights);
   }));
-  std::vector<PackJob> jobs = make_jobs(config, source, weights);
+  CAPSTAN_ASSIGN(std::vector<PackJob> jobs, make_jobs(config, specs, source, weights));
 
   size_t total = 0;
   for (const PackJob& job : jobs) total += job.bytes;
   Progress progress(options, total);
+  const ModelConfig local = local_config(config, options.shard);
   std::atomic<bool> stop{false}, cancelled{false};
   std::mutex cancel_mutex;  // the callback is called by one thread at a time
   pool.for_each(static_cast<int64_t>(jobs.size()), [&](int64_t i) {
@@ -304,7 +334,7 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
       }
     }
     job.status =
-        guarded(job.parts[0].name, job.bytes, [&] { return pack(config, source, *ops, job); });
+        guarded(job.parts[0].name, job.bytes, [&] { return pack(local, source, *ops, job); });
     if (!job.status.ok()) stop = true;
     progress.add(job.bytes);
   });
@@ -324,7 +354,7 @@ Result<std::unique_ptr<Model>> load_model(std::shared_ptr<const Checkpoint> chec
   weights.checkpoint = std::move(checkpoint);
   const ModelConfig config_copy = weights.checkpoint->config();
   return std::unique_ptr<Model>(
-      std::make_unique<Decoder>(config_copy, std::move(weights), std::move(ops), options.mla_form));
+      std::make_unique<Decoder>(config_copy, std::move(weights), std::move(ops), options));
 }
 
 }  // namespace capstan::model

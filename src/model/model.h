@@ -13,7 +13,8 @@
 
 namespace capstan::model {
 
-/// One step: tokens of several sequences, decode tokens and prefill chunks mixed.
+/// One step: tokens of several sequences, decode tokens and prefill chunks mixed. All ranks of a
+/// split model get the same, each with a cache of its own; outputs are as forward() says.
 struct ForwardBatch {
   std::span<const int32_t> tokens;     // [t]
   std::span<const int32_t> positions;  // [t], position of each token in its sequence
@@ -30,7 +31,8 @@ struct ForwardBatch {
 /// hidden state of position i; its position and slot are those of i. logit_rows give the
 /// distribution of token i + 2; hidden_rows the state to draft the next token with.
 struct DraftBatch : ForwardBatch {
-  MatrixView previous;  // [t, hidden_size]: hidden_states of the model, or of this layer
+  /// [t, hidden_size]: hidden_states of the model, or of this layer. Rank 0's counts for all ranks.
+  MatrixView previous;
 };
 
 /// Drafts tokens with the checkpoint's multi-token prediction layer. It shares embedding, output
@@ -48,7 +50,10 @@ class Model {
  public:
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
-  /// Bytes of weights read per decode token (for the DRAM roof) and held in all.
+  /// The config as this rank's attention and cache see it: what KvStore::create takes. Other than
+  /// config() only where ranks have a part of the heads each.
+  virtual const ModelConfig& local_config() const { return config(); }
+  /// Bytes of weights read per decode token (for the DRAM roof) and held in all, by this rank.
   virtual size_t weight_bytes_per_token() const = 0;
   virtual size_t weight_bytes() const = 0;
   /// The multi-token prediction layer, if it was loaded; else null.
@@ -57,6 +62,10 @@ class Model {
   /// layers without experts, empty without any. Callable from any thread.
   virtual std::vector<std::vector<uint64_t>> expert_load() const { return {}; }
   /// Computes the step and writes logits [logit_rows.size(), vocab_size]. Called by one thread.
+  ///
+  /// Of a split model every rank makes the same calls. Rank 0 alone writes logits; the others'
+  /// `logits` is not used, and their hidden_states are written where the view has data.
+  /// kUnavailable when the ranks lost each other; the model is of no use afterwards.
   virtual Status forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) = 0;
 };
 

@@ -13,7 +13,7 @@ int64_t attention_width(const ModelConfig& c) {
   return int64_t{c.num_heads} * (c.has_mla() ? c.mla.v_head_dim : c.head_dim);
 }
 
-void Workspace::reserve(const ModelConfig& c, bool draft, int64_t wanted) {
+void Workspace::reserve(const ModelConfig& c, const Widths& widths, bool draft, int64_t wanted) {
   if (wanted <= rows) return;
   // Doubling keeps a slowly growing batch from reallocating at every step.
   const auto n = static_cast<size_t>(std::max(wanted, rows * 2));
@@ -25,8 +25,8 @@ void Workspace::reserve(const ModelConfig& c, bool draft, int64_t wanted) {
   normed = floats(c.hidden_size);
   projected = floats(projected_width(c));
   if (c.mla.q_lora_rank > 0) q = floats(int64_t{c.num_heads} * c.head_dim);
-  attention = floats(attention_width(c));
-  hidden = floats(std::max(c.intermediate_size, c.moe.shared_experts * c.moe.intermediate_size));
+  attention = floats(widths.attention);
+  hidden = floats(widths.ffn);
   router = floats(c.moe.experts);
   expert_ids = floats(c.moe.top_k);
   expert_gain = floats(c.moe.top_k);

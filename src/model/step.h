@@ -7,8 +7,16 @@
 #include "model/config.h"
 #include "model/expert_load.h"
 #include "model/model.h"
+#include "model/ranks.h"
 
 namespace capstan::model {
+
+/// Widths of activations that follow from the weights which a rank holds.
+struct Widths {
+  int64_t attention = 0;  // into the output projection
+  int64_t ffn = 0;        // inside a dense or shared FFN
+  int64_t vocabulary = 0;
+};
 
 /// Activations of one step, [rows, ...] each. Grows to the largest step seen and is reused.
 struct Workspace {
@@ -16,25 +24,27 @@ struct Workspace {
   AlignedBuffer x, normed;    // [hidden]
   AlignedBuffer projected;    // q, k, v; or the fused first product of latent attention
   AlignedBuffer q;            // of latent attention with a query rank
-  AlignedBuffer attention;    // heads' outputs
+  AlignedBuffer attention;    // heads' outputs, between zeros where o was cut inside a block
   AlignedBuffer hidden;       // inside an FFN
   AlignedBuffer router;       // [experts]
   AlignedBuffer expert_ids;   // [top_k] int32
   AlignedBuffer expert_gain;  // [top_k]
   AlignedBuffer pair;         // [2 * hidden], multi-token prediction
   AlignedBuffer cos, sin;
+  AlignedBuffer logits;  // [rows with logits, the rank's part of the vocabulary]
 
-  /// Room for `rows` rows; may throw std::bad_alloc.
-  void reserve(const ModelConfig& config, bool draft, int64_t rows);
+  /// Room for `rows` rows; may throw std::bad_alloc. `config`: the rank's.
+  void reserve(const ModelConfig& config, const Widths& widths, bool draft, int64_t rows);
 };
 
-/// Widths of activations that depend on the kind of attention.
+/// Widths of activations that depend on the kind of attention; `config` is the rank's.
 int64_t projected_width(const ModelConfig& config);
 int64_t attention_width(const ModelConfig& config);
 
 struct Step {
-  const ModelConfig& config;
+  const ModelConfig& config;  // the rank's
   kernels::Ops& ops;
+  Ranks& ranks;
   Workspace& work;
   const ForwardBatch& batch;
   kernels::MlaForm mla_form;

@@ -13,17 +13,20 @@ namespace capstan::model {
 struct LoadedWeight {
   TensorView view;
   TensorView scales;  // block scales of F8_E4M3, else without data
+  TensorView mapped;  // where `view` came from in the file; without data for dummies
   AlignedBuffer storage, scale_storage;
 };
 
-/// Hands out weights by name: mapped ones, checked before by check_weights(), or random ones. Safe
-/// to use from several threads at once.
+/// Hands out weights, or the slices of them that specs ask for: mapped ones, checked before by
+/// check_weights(), or random ones. Safe to use from several threads at once.
 class WeightSource {
  public:
   WeightSource(const Checkpoint& checkpoint, const LoadOptions& options)
       : checkpoint_(checkpoint), dummy_(options.dummy_weights), seed_(options.dummy_seed) {}
 
-  /// Bytes that loading this weight reads or makes, scales apart.
+  /// As stored, or as made.
+  DType dtype(const WeightSpec& spec) const;
+  /// Bytes that loading this slice reads or makes, scales apart.
   size_t bytes(const WeightSpec& spec) const;
 
   /// kDataLoss when block scales are not finite numbers of 0 or above.
@@ -36,7 +39,8 @@ class WeightSource {
   void done_with(const LoadedWeight& weight) const;
 
  private:
-  TensorView empty_view(const WeightSpec& spec) const;
+  TensorView empty_view(const WeightSpec& spec) const;  // dtype, shape and name of the slice
+  Result<LoadedWeight> load_mapped(const WeightSpec& spec) const;
 
   const Checkpoint& checkpoint_;
   const bool dummy_;

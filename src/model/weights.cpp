@@ -93,33 +93,9 @@ void append(std::vector<WeightSpec>& all, std::optional<WeightSpec>&& one) {
 }
 
 void append(std::vector<WeightSpec>& all, FfnSpec&& s) {
+  if (s.gate_up.empty()) return;
   append(all, std::move(s.gate_up));
   all.push_back(std::move(s.down));
-}
-
-void append(std::vector<WeightSpec>& all, LayerSpec&& s) {
-  all.push_back(std::move(s.input_norm));
-  if (s.gqa) {
-    append(all, std::move(s.gqa->qkv));
-    append(all, std::move(s.gqa->qkv_bias));
-    append(all, std::move(s.gqa->qk_norm));
-  }
-  if (s.mla) {
-    append(all, std::move(s.mla->qkv_a));
-    append(all, std::move(s.mla->q_a_norm));
-    append(all, std::move(s.mla->q_b));
-    all.push_back(std::move(s.mla->kv_a_norm));
-    append(all, std::move(s.mla->kv_b));
-  }
-  all.push_back(std::move(s.o));
-  all.push_back(std::move(s.post_attention_norm));
-  if (s.dense) append(all, std::move(*s.dense));
-  if (s.moe) {
-    all.push_back(std::move(s.moe->router));
-    append(all, std::move(s.moe->bias));
-    for (FfnSpec& e : s.moe->experts) append(all, std::move(e));
-    if (s.moe->shared) append(all, std::move(*s.moe->shared));
-  }
 }
 
 bool is_float(DType t) { return t == DType::kF32 || t == DType::kF16 || t == DType::kBF16; }
@@ -194,7 +170,7 @@ std::vector<WeightSpec> read_by_a_token(const ModelConfig& c) {
   for (int l = 0; l < c.num_layers; ++l) {
     LayerSpec s = layer_spec(c, l);
     if (s.moe) s.moe->experts.resize(static_cast<size_t>(c.moe.top_k));
-    append(read, std::move(s));
+    append_weights(read, std::move(s));
   }
   return read;
 }
@@ -208,6 +184,7 @@ std::string layer_weight(int layer, std::string_view part) {
 WeightSpec scale_spec(const WeightSpec& matrix) {
   WeightSpec s{matrix.name + "_scale_inv", matrix.shape};
   for (int64_t& d : s.shape) d = (d + kScaleBlock - 1) / kScaleBlock;
+  s.slice = scales_slice(matrix.slice);
   return s;
 }
 
@@ -250,17 +227,45 @@ DraftSpec draft_spec(const ModelConfig& c) {
           .final_norm = vector(l, "shared_head.norm.weight", c.hidden_size)};
 }
 
+void append_weights(std::vector<WeightSpec>& all, LayerSpec&& s) {
+  all.push_back(std::move(s.input_norm));
+  if (s.gqa) {
+    append(all, std::move(s.gqa->qkv));
+    append(all, std::move(s.gqa->qkv_bias));
+    append(all, std::move(s.gqa->qk_norm));
+  }
+  if (s.mla) {
+    append(all, std::move(s.mla->qkv_a));
+    append(all, std::move(s.mla->q_a_norm));
+    append(all, std::move(s.mla->q_b));
+    all.push_back(std::move(s.mla->kv_a_norm));
+    append(all, std::move(s.mla->kv_b));
+  }
+  all.push_back(std::move(s.o));
+  all.push_back(std::move(s.post_attention_norm));
+  if (s.dense) append(all, std::move(*s.dense));
+  if (s.moe) {
+    all.push_back(std::move(s.moe->router));
+    append(all, std::move(s.moe->bias));
+    for (FfnSpec& e : s.moe->experts) append(all, std::move(e));
+    if (s.moe->shared) append(all, std::move(*s.moe->shared));
+  }
+}
+
+void append_weights(std::vector<WeightSpec>& all, DraftSpec&& d) {
+  for (WeightSpec* w : {&d.embedding_norm, &d.hidden_norm, &d.projection, &d.final_norm}) {
+    all.push_back(std::move(*w));
+  }
+}
+
 std::vector<WeightSpec> required_weights(const ModelConfig& c, bool draft) {
   std::vector<WeightSpec> all = {embedding_spec(c)};
-  for (int l = 0; l < c.num_layers; ++l) append(all, layer_spec(c, l));
+  for (int l = 0; l < c.num_layers; ++l) append_weights(all, layer_spec(c, l));
   all.push_back(final_norm_spec(c));
   if (!c.tie_word_embeddings) all.push_back(lm_head_spec(c));
   if (draft) {
-    append(all, layer_spec(c, c.num_layers));
-    DraftSpec d = draft_spec(c);
-    for (WeightSpec* w : {&d.embedding_norm, &d.hidden_norm, &d.projection, &d.final_norm}) {
-      all.push_back(std::move(*w));
-    }
+    append_weights(all, layer_spec(c, c.num_layers));
+    append_weights(all, draft_spec(c));
   }
   return all;
 }

@@ -10,20 +10,22 @@
 #include "base/result.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/weight_slice.h"
 #include "tensor/tensor.h"
 
 namespace capstan::model {
 
 struct WeightSpec {
-  std::string name;  // Hugging Face name
-  std::vector<int64_t> shape;
-  bool quantised = false;  // stored in FP8 with block scales where the checkpoint is
+  std::string name;            // Hugging Face name
+  std::vector<int64_t> shape;  // of the whole weight
+  bool quantised = false;      // stored in FP8 with block scales where the checkpoint is
+  WeightSlice slice = {};      // what a rank holds of it
 };
 
 /// model.layers.<layer>.<part>
 std::string layer_weight(int layer, std::string_view part);
 
-/// The block scales of a matrix: <name>_scale_inv, [ceil(n/128), ceil(k/128)].
+/// The block scales of a matrix: <name>_scale_inv, [ceil(n/128), ceil(k/128)], and their slice.
 WeightSpec scale_spec(const WeightSpec& matrix);
 
 /// Weights that stand outside the layers. With tied embeddings there is no lm_head.weight.
@@ -31,7 +33,7 @@ WeightSpec embedding_spec(const ModelConfig& config);
 WeightSpec final_norm_spec(const ModelConfig& config);
 WeightSpec lm_head_spec(const ModelConfig& config);  // names the embedding when tied
 
-/// A gated FFN: dense, one expert, or the shared experts.
+/// A gated FFN: dense, one expert, or the shared experts. Without gate_up the rank has none of it.
 struct FfnSpec {
   std::vector<WeightSpec> gate_up;
   WeightSpec down;
@@ -63,6 +65,7 @@ struct LayerSpec {
   std::optional<GqaSpec> gqa;  // one of the two
   std::optional<MlaSpec> mla;
   WeightSpec o;
+  int64_t attention_offset = 0;  // columns of o's slice before those of the rank's first head
   std::optional<FfnSpec> dense;  // one of the two
   std::optional<MoeSpec> moe;
 };
@@ -75,6 +78,10 @@ struct DraftSpec {
   WeightSpec final_norm;                   // shared_head.norm
 };
 DraftSpec draft_spec(const ModelConfig& config);
+
+/// Adds the weights of a layer, or of what stands beside it; FFNs without gate_up are left out.
+void append_weights(std::vector<WeightSpec>& all, LayerSpec&& layer);
+void append_weights(std::vector<WeightSpec>& all, DraftSpec&& draft);
 
 /// Every weight once, without block scales; `draft` adds the first multi-token prediction layer.
 std::vector<WeightSpec> required_weights(const ModelConfig& config, bool draft = false);

@@ -17,7 +17,7 @@ class DraftSession {
   explicit DraftSession(Model& model, int page_size = 16, int max_tokens = 64)
       : model_(model), page_size_(page_size) {
     const int pages = (max_tokens + page_size - 1) / page_size;
-    auto store = KvStore::create(model.config(), pages, page_size, DType::kF32, /*draft_layers=*/1);
+    auto store = KvStore::create(model.local_config(), pages, page_size, DType::kF32, /*draft_layers=*/1);
     EXPECT_TRUE(store.ok()) << store.error().message;
     kv_ = std::make_unique<KvStore>(std::move(*store));
     pages_.resize(static_cast<size_t>(pages));

@@ -28,7 +28,7 @@ class Session {
   Session(Model& model, int page_size, DType kv_dtype = DType::kF32, int max_tokens = 600)
       : model_(model), page_size_(page_size) {
     const int pages = max_tokens / page_size + 8;
-    auto store = KvStore::create(model.config(), pages, page_size, kv_dtype);
+    auto store = KvStore::create(model.local_config(), pages, page_size, kv_dtype);
     EXPECT_TRUE(store.ok()) << store.error().message;
     kv_ = std::make_unique<KvStore>(std::move(*store));
     free_.resize(static_cast<size_t>(pages));

@@ -1,0 +1,123 @@
+// Split models compute what one rank computes: every family, container and format, by 2 to 8 ranks.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "deepseek_models.h"
+#include "draft_session.h"
+#include "session.h"
+#include "split_model.h"
+
+namespace capstan::model {
+namespace {
+
+struct SplitCase {
+  std::string name;
+  int ranks = 1, experts = 1;  // --tp-size, --ep-size
+
+  bool operator==(const SplitCase&) const = default;
+};
+
+std::ostream& operator<<(std::ostream& out, const SplitCase& c) {
+  return out << c.name << " tp " << c.ranks << " ep " << c.experts;
+}
+
+std::string path_of(const std::string& name) {
+  return name.starts_with("deepseek/") ? deepseek_checkpoint(name.substr(9)) : testdata(name);
+}
+
+std::vector<int32_t> prompt_of(const ModelConfig& config, int length, int seed) {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < length; ++i) {
+    tokens.push_back(static_cast<int32_t>((i * 7919 + seed * 104729 + i * i * 31) %
+                                          static_cast<int>(config.vocab_size)));
+  }
+  return tokens;
+}
+
+kernels::CpuOpsOptions exact() {
+  return {.isa = kernels::Isa::kAvx2, .quantise_activations = false};
+}
+
+/// What a model computes of two sequences: all rows of a chunked prefill, greedy decoding, and a
+/// step that mixes decoding with a prompt.
+struct Outputs {
+  Session::Rows prefill, decode, mixed;
+  std::vector<int32_t> greedy;
+};
+
+Outputs run(Model& model, size_t tokens) {
+  Outputs out;
+  Session session(model, 16);
+  const auto first = prompt_of(model.config(), 40, 1), second = prompt_of(model.config(), 21, 2);
+  out.prefill = session.prefill(first, 17);
+  out.greedy = session.greedy(out.prefill.back(), tokens, &out.decode);
+  out.mixed = session.step({{0, std::span(out.greedy).last(1)}, {1, second}});
+  return out;
+}
+
+double largest_difference(const Session::Rows& x, const Session::Rows& y) {
+  double largest = 0;
+  EXPECT_EQ(x.size(), y.size());
+  for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) {
+    largest = std::max(largest, relative_difference(x[i], y[i]));
+  }
+  return largest;
+}
+
+class SplitTest : public ::testing::TestWithParam<SplitCase> {};
+
+TEST_P(SplitTest, EqualsOneRank) {
+  const SplitCase& c = GetParam();
+  const std::string path = path_of(c.name);
+  const LoadedModel one = load(path, exact());
+  ASSERT_NE(one.model, nullptr);
+  LoadOptions options;
+  options.shard.ep_size = c.experts;
+  SplitModel split(path, c.ranks, exact(), options);
+  const Outputs expected = run(*one.model, 64), actual = run(split, 64);
+  EXPECT_EQ(actual.greedy, expected.greedy);
+  const double prefill = largest_difference(actual.prefill, expected.prefill);
+  const double decode = largest_difference(actual.decode, expected.decode);
+  const double mixed = largest_difference(actual.mixed, expected.mixed);
+  EXPECT_LT(prefill, 1e-5);
+  EXPECT_LT(decode, 1e-5);
+  EXPECT_LT(mixed, 1e-5);
+  RecordProperty("prefill", std::to_string(prefill));
+  std::printf("%-28s tp %d ep %d: prefill %.1e decode %.1e mixed %.1e\n", c.name.c_str(), c.ranks,
+              c.experts, prefill, decode, mixed);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Dense, SplitTest,
+    ::testing::Values(SplitCase{"tiny-llama3-f32", 2}, SplitCase{"tiny-llama3-f32", 4},
+                      SplitCase{"tiny-llama3-bf16", 2}, SplitCase{"tiny-smol-f32", 3},
+                      SplitCase{"tiny-smol-f32", 9}, SplitCase{"tiny-smol-bf16", 3},
+                      SplitCase{"tiny-qwen2-f32", 2}, SplitCase{"tiny-qwen2-bf16", 14},
+                      SplitCase{"tiny-qwen3-f32", 2}, SplitCase{"tiny-qwen3-f32", 4},
+                      SplitCase{"tiny-qwen3-bf16", 4}, SplitCase{"gguf/tiny-llama3-f16.gguf", 4},
+                      SplitCase{"gguf/tiny-llama3-q8_0.gguf", 2},
+                      SplitCase{"gguf/tiny-llama3-q8_0.gguf", 4},
+                      SplitCase{"gguf/tiny-qwen2-f16.gguf", 2}),
+    [](const auto& test) { return std::to_string(test.index); });
+
+INSTANTIATE_TEST_SUITE_P(
+    Experts, SplitTest,
+    ::testing::Values(
+        SplitCase{"deepseek/tiny-v2", 2}, SplitCase{"deepseek/tiny-v2", 4, 4},
+        SplitCase{"deepseek/tiny-v2-bf16", 4, 2}, SplitCase{"deepseek/tiny-v2-group", 2, 2},
+        SplitCase{"deepseek/tiny-v2-group", 4}, SplitCase{"deepseek/tiny-v2-old-f16", 4, 2},
+        SplitCase{"deepseek/tiny-v3-bf16", 2, 2}, SplitCase{"deepseek/tiny-v3-bf16", 4},
+        SplitCase{"deepseek/tiny-v3-fp8", 2}, SplitCase{"deepseek/tiny-v3-fp8", 2, 2},
+        SplitCase{"deepseek/tiny-v3-groups", 8, 4}, SplitCase{"deepseek/tiny-v3-mscale", 2},
+        SplitCase{"deepseek/tiny-v3-long", 4, 4}, SplitCase{"deepseek/tiny-v3-new-q8_0", 2},
+        SplitCase{"deepseek/tiny-v3-new-q8_0", 4, 2}, SplitCase{"deepseek/tiny-v3-new-q4_k", 2, 2},
+        SplitCase{"deepseek/tiny-v3-new-q4_k", 4}, SplitCase{"deepseek/tiny-qwen3-moe", 2},
+        SplitCase{"deepseek/tiny-qwen3-moe", 4, 4}, SplitCase{"deepseek/tiny-qwen3-moe-q8_0", 4, 2},
+        SplitCase{"deepseek/tiny-qwen3-moe-q8_0", 8}),
+    [](const auto& test) { return std::to_string(test.index); });
+
+}  // namespace
+}  // namespace capstan::model
