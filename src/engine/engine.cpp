@@ -54,7 +54,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Model> mod
         "speculative-algorithm");
   }
   CAPSTAN_ASSIGN(auto scheduler, scheduler::Scheduler::create(s));
-  CAPSTAN_ASSIGN(auto kv, model::KvStore::create(model->config(), s.num_pages, s.page_size,
+  CAPSTAN_ASSIGN(auto kv, model::KvStore::create(model->local_config(), s.num_pages, s.page_size,
                                                  config.kv_dtype, nextn ? 1 : 0));
   return std::unique_ptr<Engine>(
       std::make_unique<EngineImpl>(std::move(model), config, std::move(kv), std::move(scheduler)));

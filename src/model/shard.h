@@ -3,12 +3,12 @@
 // Heads are divided evenly: rank r has query heads [r*n/T, (r+1)*n/T), and of grouped attention the
 // key and value heads that they use; where there are fewer than ranks, T/n_kv ranks hold the same.
 // FFN widths and the vocabulary may be uneven, since formats are cut at their blocks: 8960 columns
-// in Q4_K are 35 blocks, 17 for one rank and 18 for the other, and where blocks are fewer than ranks
-// some ranks have none. Experts are held whole by groups of
-// T/ep_size ranks that cut each among them. What all ranks hold whole: norms, routers, the first
-// products of latent attention, the projection of multi-token prediction; and the embedding, of
-// which a rank reads the rows of the tokens it sees: that costs no memory (the file stays mapped)
-// and saves the all-reduce that a split by vocabulary would need.
+// in Q4_K are 35 blocks, 17 for one rank and 18 for the other, and where blocks are fewer than
+// ranks some ranks have none. Experts are held whole by groups of T/ep_size ranks that cut each
+// among them. What all ranks hold whole: norms, routers, the first products of latent attention,
+// the projection of multi-token prediction; and the embedding, of which a rank reads the rows of
+// the tokens it sees: that costs no memory (the file stays mapped) and saves the all-reduce that a
+// split by vocabulary would need.
 #pragma once
 
 #include <cstdint>
