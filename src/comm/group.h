@@ -68,6 +68,7 @@ struct NodeState {
   std::string phase;  // "loading", "ready", ...
 };
 
+/// Destroying a group that has not ended ends it for all: "it left the group".
 class Group {
  public:
   /// Blocks until all nodes have joined. `cancelled` is asked at least every 100 ms; then kAborted.
@@ -83,20 +84,28 @@ class Group {
   virtual std::vector<NodeLink> take_links() = 0;
 
   /// Every node gives a text (up to 1 MiB) under the same name and gets all of them, by node. Waits
-  /// for the slowest, as long as the group lives. One exchange at a time per process.
+  /// for the slowest, as long as the group lives. One exchange at a time per process. kUnavailable
+  /// when the group has ended; kInternal when the nodes' exchanges have different names, which
+  /// leaves the group as it is.
   virtual Result<std::vector<std::string>> exchange(const std::string& name, std::string mine) = 0;
 
-  /// Told to the others with the next heartbeat.
+  /// Told to the others with the next heartbeat. A member that wants node 0 to drain says so with
+  /// its phase.
   virtual void set_step(uint64_t step) = 0;
   virtual void set_phase(std::string phase) = 0;
   virtual std::vector<NodeState> states() const = 0;  // all nodes, own included
 
-  /// Called once, when the group ends, orderly or not; at once if it has ended already.
+  /// Called once, when the group ends, orderly or not; at once if it has ended already. It must not
+  /// destroy the group, and is not called any more once the destructor has begun.
   virtual void on_end(std::function<void(const GroupEnd&)> callback) = 0;
-  /// This node (its rank `rank`) can not go on: everybody ends, naming it.
+  /// This node (its rank `rank`) can not go on: everybody ends, naming it. Returns at once; the
+  /// verdict comes with on_end. The first report that node 0 hears counts.
+  ///
+  /// kUnavailable, what collectives return when a connection broke, is taken for a symptom: for up
+  /// to a second the node that is really dead can show itself, and is named then.
   virtual void fail(int rank, const Error& why) = 0;
-  /// Node 0: the group's work is done; the others' on_end gets an orderly end. Bounded wait until
-  /// they heard it.
+  /// Node 0: the group's work is done; the others' on_end gets an orderly end. Waits until they
+  /// confirmed it, at most 5 s. On other nodes it does nothing.
   virtual void release() = 0;
   /// The end, if it came.
   virtual bool ended(GroupEnd* end) const = 0;
