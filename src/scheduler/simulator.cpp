@@ -58,9 +58,11 @@ class Simulation {
     }
     sampled_.assign(plan.items.size(), {});
     for (size_t i = 0; i < plan.items.size(); ++i) begin_item(plan.items[i], sampled_[i]);
-    const double seconds = cost_.seconds(plan) * (1 + cost_.jitter * noise());
+    const double luck = 1 + cost_.jitter * noise();
+    const double seconds = cost_.seconds(plan) * luck;
     now_ += seconds;
     result_.busy += seconds;
+    result_.communication += cost_.communication_seconds(plan) * luck;
     result_.computed_prefill_tokens += plan.prefill_tokens;
     result_.draft_tokens += plan.draft_tokens;
     for (size_t i = 0; i < plan.items.size(); ++i) {
@@ -187,7 +189,12 @@ double CostModel::seconds(const StepPlan& plan) const {
     }
   }
   return step + prefill_token * plan.prefill_tokens + decode_token * plan.decode_tokens +
-         context_token * contexts + attention_pair * pairs;
+         context_token * contexts + attention_pair * pairs + communication_seconds(plan);
+}
+
+double CostModel::communication_seconds(const StepPlan& plan) const {
+  return communication.step + communication.prefill_token * plan.prefill_tokens +
+         communication.decode_token * plan.decode_tokens;
 }
 
 int32_t simulated_token(uint64_t output_stream, int32_t i) {
@@ -225,8 +232,10 @@ Result<SimulationResult> simulate(const SchedulerConfig& config, const CostModel
                               "trace");
     }
   }
-  for (const double coefficient : {cost.step, cost.prefill_token, cost.decode_token,
-                                   cost.context_token, cost.attention_pair}) {
+  for (const double coefficient :
+       {cost.step, cost.prefill_token, cost.decode_token, cost.context_token, cost.attention_pair,
+        cost.communication.step, cost.communication.prefill_token,
+        cost.communication.decode_token}) {
     if (!(coefficient >= 0)) {
       return invalid_argument("a coefficient of the cost model is " + std::to_string(coefficient) +
                                   ": must not be negative",

@@ -25,7 +25,14 @@ struct CostModel {
   double attention_pair = 0;
   double jitter = 0;  // share, below 1
 
+  /// Of a step with ranks that talk (cluster_cost.h): latency of its collectives, and their bytes.
+  /// Comes on top of the above.
+  struct Communication {
+    double step = 0, prefill_token = 0, decode_token = 0;
+  } communication = {};
+
   double seconds(const StepPlan& plan) const;
+  double communication_seconds(const StepPlan& plan) const;  // share of the above
 };
 
 /// One request of a trace. The id and the arrival in `spec` are overwritten.
@@ -70,6 +77,7 @@ struct SimulationResult {
   Percentiles queue_time, ttft, itl, e2e;  // seconds; of requests not refused
   double makespan = 0;                     // from 0 to the end of the last step
   double busy = 0;                         // seconds of it in which a step ran
+  double communication = 0;                // seconds of these that ranks talked
   int64_t steps = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   int64_t computed_prefill_tokens = 0;  // recomputed ones included
