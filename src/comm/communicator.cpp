@@ -1,9 +1,17 @@
 #include "comm/communicator.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <new>
+#include <numeric>
 #include <utility>
 
+#include "comm/hierarchy.h"
 #include "comm/local_communicator.h"
+#include "comm/shared_segment.h"
+#include "comm/socket_handshake.h"
+#include "comm/socket_mesh.h"
 #include "platform/cpu.h"
 
 namespace capstan::comm {
@@ -64,6 +72,53 @@ std::vector<std::unique_ptr<Communicator>> make_local_group(int ranks) {
   std::vector<std::unique_ptr<Communicator>> group;
   for (int r = 0; r < ranks; ++r) {
     group.push_back(std::make_unique<LocalCommunicator>(region, r, fate, source, 0));
+  }
+  return group;
+}
+
+Result<std::vector<std::unique_ptr<Communicator>>> make_group(const Topology& topology,
+                                                              std::vector<NodeLink> links) {
+  const auto refuse = [&](const Error& why) {
+    for (const NodeLink& link : links) {
+      if (link.fd >= 0) close(link.fd);
+    }
+    return why;
+  };
+  if (const Status s = check_links(topology, links); !s.ok()) return refuse(s.error());
+  if (topology.nodes == 1) return make_local_group(topology.ranks_per_node);
+  const Result<int> nodes_here = greet(topology, links);
+  if (!nodes_here.ok()) return refuse(nodes_here.error());
+  const bool crowded = *nodes_here * topology.ranks_per_node > platform::usable_cpu_count();
+
+  std::vector<std::string> hosts(static_cast<size_t>(topology.nodes));
+  for (const NodeLink& link : links) hosts[static_cast<size_t>(link.node)] = ", host " + link.host;
+  const auto rank_name = [hosts, per_node = topology.ranks_per_node](int rank) {
+    const int node = rank / per_node;
+    return "rank " + std::to_string(rank) + " (node " + std::to_string(node) +
+           hosts[static_cast<size_t>(node)] + ")";
+  };
+  std::vector<int> all(static_cast<size_t>(topology.nodes * topology.ranks_per_node));
+  std::iota(all.begin(), all.end(), 0);
+  const int first = topology.node * topology.ranks_per_node;
+  const auto fate = std::make_shared<Fate>();
+  std::vector<std::unique_ptr<Communicator>> group;
+  if (!topology.shared_memory.empty()) {
+    CAPSTAN_ASSIGN(const auto segment, SharedSegment::make(topology, std::move(links), fate));
+    RegionView region = segment->region();
+    region.crowded = crowded;
+    for (const int rank : all) region.names.push_back(rank_name(rank));
+    for (int r = 0; r < topology.ranks_per_node; ++r) {
+      group.push_back(std::make_unique<LocalCommunicator>(region, first + r, fate, segment, 0));
+    }
+    return group;
+  }
+  const auto mesh =
+      std::make_shared<Mesh>(std::move(links), topology.ranks_per_node, crowded, fate);
+  const auto source = std::make_shared<PrivateRegionSource>();
+  for (int r = 0; r < topology.ranks_per_node; ++r) {
+    CAPSTAN_ASSIGN(auto rank, make_hierarchy(all, first + r, topology.ranks_per_node, mesh, source,
+                                             crowded, rank_name, 0));
+    group.push_back(std::move(rank));
   }
   return group;
 }

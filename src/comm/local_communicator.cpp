@@ -37,20 +37,6 @@ Status LocalCommunicator::finish(bool ok) const {
   return fate_->error();
 }
 
-/// Offers addresses to the other ranks of the process, lets `use` work with theirs, and returns
-/// when nobody uses ours any more.
-template <class F>
-bool LocalCommunicator::with_offers(Offer offer, F&& use) {
-  bool ok = port_.offer(offer) && port_.touch();
-  if (ok) {
-    ok = use();
-    port_.untouch();
-  }
-  ok = ok && port_.meet();
-  if (!ok) port_.retreat();
-  return ok;
-}
-
 Status LocalCommunicator::all_reduce(void* data, int64_t count, DType dtype) {
   CAPSTAN_RETURN_IF_ERROR(check_reduce(count, dtype));
   if (count == 0 || size() == 1) return finish(true);

@@ -51,7 +51,7 @@ class SubgroupKeys {
   uint64_t next(std::span<const int> ranks);
 
  private:
-  const uint64_t own_;
+  uint64_t own_;
   std::map<std::vector<int>, uint64_t> seen_;
 };
 
@@ -79,6 +79,23 @@ class LocalCommunicator final : public Communicator {
   void abort(const Error& why) override { fate_->fail(why); }
   Result<std::unique_ptr<Communicator>> subgroup(std::span<const int> ranks) override;
 
+  // For groups of several nodes, which build on the ranks of each.
+
+  Port& port() { return port_; }
+  /// Offers addresses to the other ranks of the process, lets use() work with theirs, and returns
+  /// when nobody uses ours any more. False when use() returned false or the group has failed.
+  template <class F>
+  bool with_offers(Offer offer, F&& use) {
+    bool ok = port_.offer(offer) && port_.touch();
+    if (ok) {
+      ok = use();
+      port_.untouch();
+    }
+    ok = ok && port_.meet();
+    if (!ok) port_.retreat();
+    return ok;
+  }
+
  private:
   // Each returns false when the group has failed.
   bool reduce_small(std::byte* data, int64_t count, DType dtype);
@@ -87,8 +104,6 @@ class LocalCommunicator final : public Communicator {
   /// all_gather, and all_to_all (`stride` is `bytes`, else 0): part r of recv comes from rank r's
   /// send at stride * rank().
   bool collect(const std::byte* send, std::byte* recv, int64_t bytes, int64_t stride);
-  template <class F>
-  bool with_offers(Offer offer, F&& use);
   Status finish(bool ok) const;
 
   std::vector<std::string> names_;

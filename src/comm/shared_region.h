@@ -33,6 +33,7 @@ enum class Patience : uint8_t {
 struct Offer {
   const void* send = nullptr;
   void* recv = nullptr;
+  void* work = nullptr;  // of the rank that speaks for its node
 };
 
 /// The state of one rank. 128 bytes: x86 prefetches lines in pairs.
@@ -102,7 +103,8 @@ class Port {
     return await_all();
   }
 
-  /// A round in which addresses are offered instead of data; they hold until the next meet().
+  /// A round in which addresses are offered instead of data. The operation ends with a meet(),
+  /// after which nobody may use them.
   [[nodiscard]] bool offer(Offer offer);
   const Offer& offered(int rank) const { return region_.lines[rank].offer; }
   /// Around all use of offered addresses. False: the group has failed, do not touch.

@@ -2,7 +2,11 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,7 +17,12 @@
 
 namespace capstan::comm {
 
-enum class Way { kLocal };
+enum class Way {
+  kLocal,   // threads of one process
+  kShared,  // a shared memory segment
+  kUnix,    // socket pairs
+  kTcp,     // loopback TCP
+};
 
 struct Shape {
   Way way = Way::kLocal;
@@ -21,12 +30,77 @@ struct Shape {
   int per_node = 1;
 
   int size() const { return nodes * per_node; }
-  std::string name() const { return "local" + std::to_string(size()); }
+  std::string name() const {
+    const char* ways[] = {"local", "shared", "unix", "tcp"};
+    return ways[static_cast<int>(way)] + std::to_string(nodes) + "x" + std::to_string(per_node);
+  }
 };
 
 using Ranks = std::vector<std::unique_ptr<Communicator>>;
 
-inline Ranks make_ranks(const Shape& shape) { return make_local_group(shape.size()); }
+/// A name that no other test process uses.
+inline std::string segment_name() {
+  static std::atomic<int> next{0};
+  return "/capstan_test_" + std::to_string(getpid()) + "_" + std::to_string(next++);
+}
+
+/// Two connected TCP sockets of this host.
+inline void tcp_pair(int fds[2]) {
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  ASSERT_EQ(bind(listener, generic, length), 0);
+  ASSERT_EQ(listen(listener, 1), 0);
+  ASSERT_EQ(getsockname(listener, generic, &length), 0);
+  fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  ASSERT_EQ(connect(fds[0], generic, length), 0);
+  fds[1] = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC);
+  ASSERT_GE(fds[1], 0);
+  close(listener);
+}
+
+/// links[i][...]: of node i to all others.
+inline std::vector<std::vector<NodeLink>> make_links(Way way, int nodes) {
+  std::vector<std::vector<NodeLink>> links(nodes);
+  for (int a = 0; a < nodes; ++a) {
+    for (int b = a + 1; b < nodes; ++b) {
+      int fds[2] = {-1, -1};
+      if (way == Way::kTcp) {
+        tcp_pair(fds);
+      } else {
+        EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+      }
+      links[a].push_back({b, fds[0], "host" + std::to_string(b)});
+      links[b].push_back({a, fds[1], "host" + std::to_string(a)});
+    }
+  }
+  return links;
+}
+
+/// All ranks of the group; nodes are played by threads of this process.
+inline Ranks make_ranks(const Shape& shape) {
+  if (shape.way == Way::kLocal) return make_local_group(shape.size());
+  auto links = make_links(shape.way, shape.nodes);
+  const std::string segment = shape.way == Way::kShared ? segment_name() : "";
+  std::vector<Ranks> of_node(shape.nodes);
+  std::vector<std::thread> threads;
+  for (int node = 0; node < shape.nodes; ++node) {
+    threads.emplace_back([&, node] {
+      auto made = make_group({shape.nodes, node, shape.per_node, segment}, std::move(links[node]));
+      ASSERT_TRUE(made.ok()) << made.error().message;
+      of_node[node] = std::move(*made);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  Ranks ranks;
+  for (Ranks& node : of_node) {
+    for (auto& rank : node) ranks.push_back(std::move(rank));
+  }
+  return ranks;
+}
 
 /// Runs f(communicator) on one thread per rank.
 inline void on_all(Ranks& ranks, const std::function<void(Communicator&)>& f) {

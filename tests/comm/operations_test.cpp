@@ -15,7 +15,7 @@ constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kI32,
 
 std::vector<std::vector<int>> nodes_of(const Shape& shape) {
   std::vector<std::vector<int>> nodes;
-  const int n = shape.way == Way::kLocal ? 1 : shape.nodes;
+  const int n = shape.way == Way::kLocal || shape.way == Way::kShared ? 1 : shape.nodes;
   for (int node = 0; node < n; ++node) {
     nodes.emplace_back(shape.size() / n);
     std::iota(nodes.back().begin(), nodes.back().end(), node * (shape.size() / n));
@@ -324,9 +324,14 @@ TEST_P(Operations, WrongArgumentsAreErrorsAndHarmNothing) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Local, Operations,
+INSTANTIATE_TEST_SUITE_P(All, Operations,
                          testing::Values(Shape{Way::kLocal, 1, 1}, Shape{Way::kLocal, 1, 2},
-                                         Shape{Way::kLocal, 1, 3}, Shape{Way::kLocal, 1, 8}),
+                                         Shape{Way::kLocal, 1, 3}, Shape{Way::kLocal, 1, 8},
+                                         Shape{Way::kShared, 2, 1}, Shape{Way::kShared, 3, 1},
+                                         Shape{Way::kShared, 2, 2}, Shape{Way::kShared, 8, 1},
+                                         Shape{Way::kUnix, 2, 1}, Shape{Way::kTcp, 2, 1},
+                                         Shape{Way::kTcp, 3, 1}, Shape{Way::kTcp, 2, 2},
+                                         Shape{Way::kUnix, 4, 2}),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

@@ -1,0 +1,268 @@
+// The receiving half, and what channels share.
+#include "comm/socket_mesh.h"
+
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+namespace capstan::comm {
+namespace {
+
+// Read ahead at the start of a frame: header and small payloads in one call. Larger payloads are
+// read into their place.
+constexpr size_t kReadAhead = 16 << 10;
+// One read of a large payload: what is added next should still be in the cache.
+constexpr size_t kReadPiece = 256 << 10;
+// No message is as large; a length beyond is garbage, not a reason to allocate.
+constexpr uint64_t kLongestKept = uint64_t{4} << 30;
+constexpr int kMaxVectors = 64;
+
+}  // namespace
+
+Mesh::Mesh(std::vector<NodeLink> links, int ranks_per_node, bool crowded,
+           std::shared_ptr<Fate> fate)
+    : ranks_per_node_(ranks_per_node), crowded_(crowded), fate_(std::move(fate)) {
+  for (NodeLink& to : links) {
+    if (static_cast<int>(links_.size()) <= to.node) links_.resize(static_cast<size_t>(to.node) + 1);
+    auto link = std::make_unique<Link>();
+    link->buffer.resize(kReadAhead);
+    const auto node = static_cast<size_t>(to.node);
+    link->to = std::move(to);
+    links_[node] = std::move(link);
+  }
+}
+
+Mesh::~Mesh() {
+  for (const auto& link : links_) {
+    if (link != nullptr) close(link->to.fd);
+  }
+}
+
+std::shared_ptr<Channel> Mesh::channel(uint64_t key, int users) {
+  const std::lock_guard lock(channels_mutex_);
+  auto found = channels_.find(key);
+  if (found == channels_.end()) {
+    auto made = std::make_shared<Channel>(shared_from_this(), key);
+    found = channels_.emplace(key, Pending{std::move(made), users}).first;
+  }
+  std::shared_ptr<Channel> channel = found->second.channel;
+  if (--found->second.missing == 0) channels_.erase(found);
+  return channel;
+}
+
+std::string Mesh::name(int node) const {
+  return "rank " + std::to_string(node * ranks_per_node_) + " (node " + std::to_string(node) +
+         ", host " + links_[static_cast<size_t>(node)]->to.host + ")";
+}
+
+Mesh::Inbox& Mesh::inbox(Link& link, uint64_t key) {
+  std::unique_ptr<Inbox>& place = link.inboxes[key];
+  if (place == nullptr) place = std::make_unique<Inbox>();
+  return *place;
+}
+
+void Mesh::lost(const Link& link, const std::string& how) {
+  fate_->fail(unavailable(name(link.to.node) + ": its connection " + how));
+}
+
+void Mesh::lost(const Link& link, const char* call, int error) {
+  lost(link, std::string("broke (") + call + ": " + std::strerror(error) + ")");
+}
+
+void Mesh::confused(const Link& link, const std::string& what) {
+  fate_->fail(unavailable(name(link.to.node) + " sent " + what));
+}
+
+bool Mesh::read_some(Link& link, void* into, size_t bytes, size_t* got) {
+  const ssize_t n = recv(link.to.fd, into, bytes, MSG_DONTWAIT);
+  *got = n > 0 ? static_cast<size_t>(n) : 0;
+  if (n > 0) return true;
+  if (n == 0) {
+    lost(link, "was closed");
+  } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+    lost(link, "recv", errno);
+  }
+  return false;
+}
+
+bool Mesh::read(Link& link, const Inbox* mine, bool beyond) {
+  bool any = false;
+  while (!fate_->failed()) {
+    // What was read ahead must be handed on all the same: poll() would not tell its receiver.
+    const bool more = link.current != nullptr ? link.begin < link.end
+                                              : link.end - link.begin >= sizeof(FrameHeader);
+    if (!more && !beyond && mine->complete.load(std::memory_order_relaxed)) break;
+    if (link.current != nullptr) {
+      if (!read_payload(link)) break;
+      any = true;
+      // The caller adds and sends between the pieces of a large frame.
+      if (link.current != nullptr && link.begin == link.end) break;
+      continue;
+    }
+    if (link.end - link.begin < sizeof(FrameHeader)) {
+      std::memmove(link.buffer.data(), link.buffer.data() + link.begin, link.end - link.begin);
+      link.end -= link.begin;
+      link.begin = 0;
+      size_t got = 0;
+      if (!read_some(link, link.buffer.data() + link.end, link.buffer.size() - link.end, &got)) {
+        break;
+      }
+      any = true;
+      link.end += got;
+      if (link.end < sizeof(FrameHeader)) continue;
+    }
+    FrameHeader header;
+    std::memcpy(&header, link.buffer.data() + link.begin, sizeof(header));
+    link.begin += sizeof(header);
+    if (!accept_header(link, header)) break;
+  }
+  return any;
+}
+
+bool Mesh::accept_header(Link& link, const FrameHeader& header) {
+  if (header.magic != FrameHeader::kMagic) {
+    confused(link, "bytes that are no frame: the connection is out of step");
+    return false;
+  }
+  Inbox& to = inbox(link, header.channel);
+  if (header.sequence != to.arrived) {
+    confused(link, "frame " + std::to_string(header.sequence) + " where frame " +
+                       std::to_string(to.arrived) + " was due");
+    return false;
+  }
+  const bool expected = to.flow != nullptr && to.early.empty() && !to.begun;
+  if (header.length > kLongestKept && (!expected || to.flow->any != nullptr)) {
+    confused(link, "a frame of " + std::to_string(header.length) + " bytes unasked");
+    return false;
+  }
+  ++to.arrived;
+  link.current = &to;
+  link.current_left = header.length;
+  if (expected) {
+    Flow& flow = *to.flow;
+    if (flow.any != nullptr) {
+      if (flow.any->bytes() < header.length) *flow.any = AlignedBuffer(header.length * 2);
+      flow.any_bytes = header.length;
+      to.expected = header.length;
+      flow.recv.clear();
+      if (header.length > 0) flow.recv.push_back({flow.any->data(), header.length});
+    } else if (header.length != to.expected) {
+      confused(link, "a frame of " + std::to_string(header.length) + " bytes where " +
+                         std::to_string(to.expected) +
+                         " were due: the ranks do not call the same operation");
+      return false;
+    }
+    to.begun = true;
+  } else {
+    to.early.push_back({std::vector<std::byte>(header.length), 0});
+  }
+  if (header.length == 0) finish_frame(link);
+  return true;
+}
+
+bool Mesh::read_payload(Link& link) {
+  Inbox& to = *link.current;
+  iovec vectors[kMaxVectors];
+  int n = 0;
+  const bool direct = to.begun;
+  const size_t ahead = link.end - link.begin;
+  const auto want =
+      static_cast<size_t>(std::min<uint64_t>(link.current_left, ahead > 0 ? ahead : kReadPiece));
+  if (direct) {
+    size_t sum = 0;
+    for (size_t i = 0; i < to.flow->recv.size() && n < kMaxVectors && sum < want; ++i) {
+      vectors[n] = to.flow->recv[i];
+      vectors[n].iov_len = std::min(vectors[n].iov_len, want - sum);
+      sum += vectors[n++].iov_len;
+    }
+  } else {
+    Inbox::Early& early = to.early.back();
+    vectors[n++] = {early.bytes.data() + early.filled, want};
+  }
+  size_t got = 0;
+  if (ahead > 0) {
+    for (int i = 0; i < n; ++i) {
+      std::memcpy(vectors[i].iov_base, link.buffer.data() + link.begin, vectors[i].iov_len);
+      link.begin += vectors[i].iov_len;
+      got += vectors[i].iov_len;
+    }
+  } else if (n == 1) {
+    if (!read_some(link, vectors[0].iov_base, vectors[0].iov_len, &got)) return false;
+  } else {
+    msghdr message{};
+    message.msg_iov = vectors;
+    message.msg_iovlen = static_cast<size_t>(n);
+    const ssize_t bytes = recvmsg(link.to.fd, &message, MSG_DONTWAIT);
+    if (bytes == 0) lost(link, "was closed");
+    if (bytes < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
+      lost(link, "recvmsg", errno);
+    }
+    if (bytes <= 0) return false;
+    got = static_cast<size_t>(bytes);
+  }
+  link.current_left -= got;
+  if (direct) {
+    consume(to.flow->recv, got);
+    to.received.store(to.received.load(std::memory_order_relaxed) + got, std::memory_order_release);
+  } else {
+    to.early.back().filled += got;
+  }
+  if (link.current_left == 0) finish_frame(link);
+  return true;
+}
+
+void Mesh::finish_frame(Link& link) {
+  Inbox& to = *link.current;
+  link.current = nullptr;
+  if (to.begun) {
+    complete(to);
+  } else {
+    take_early(to);
+  }
+}
+
+void Mesh::complete(Inbox& inbox) {
+  inbox.begun = false;
+  inbox.flow = nullptr;
+  inbox.complete.store(true, std::memory_order_release);
+  if (inbox.sleeping) {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t n = write(inbox.wake_fd, &one, sizeof(one));
+  }
+}
+
+/// Hands the oldest frame that was kept aside to the flow that waits; true if there was one, whole.
+bool Mesh::take_early(Inbox& inbox) {
+  if (inbox.flow == nullptr || inbox.early.empty()) return false;
+  Inbox::Early& early = inbox.early.front();
+  if (early.filled < early.bytes.size()) return false;
+  Flow& flow = *inbox.flow;
+  if (flow.any != nullptr) {
+    if (flow.any->bytes() < early.filled) *flow.any = AlignedBuffer(early.filled * 2);
+    flow.any_bytes = early.filled;
+    if (early.filled > 0) std::memcpy(flow.any->data(), early.bytes.data(), early.filled);
+  } else if (early.filled != inbox.expected) {
+    fate_->fail(unavailable(name(flow.node) + " sent a frame of " + std::to_string(early.filled) +
+                            " bytes where " + std::to_string(inbox.expected) +
+                            " were due: the ranks do not call the same operation"));
+    return false;
+  } else {
+    size_t at = 0;
+    for (const iovec& v : flow.recv) {
+      std::memcpy(v.iov_base, early.bytes.data() + at, v.iov_len);
+      at += v.iov_len;
+    }
+    flow.recv.clear();
+  }
+  inbox.received.store(early.filled, std::memory_order_release);
+  inbox.early.pop_front();
+  complete(inbox);
+  return true;
+}
+
+}  // namespace capstan::comm
