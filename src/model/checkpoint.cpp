@@ -1,11 +1,13 @@
 #include "model/checkpoint.h"
 
 #include <algorithm>
+#include <boost/json/serialize.hpp>
 #include <boost/json/value.hpp>
 #include <filesystem>
 #include <set>
 
 #include "model/config_json.h"
+#include "model/digest.h"
 #include "model/gguf_config.h"
 #include "model/gguf_file.h"
 #include "model/json.h"
@@ -27,6 +29,7 @@ class FileCheckpoint final : public Checkpoint {
   const TensorView* find(const std::string& name) const override { return table_.find(name); }
   std::vector<std::string> tensor_names() const override { return table_.names(); }
   size_t total_bytes() const override { return table_.total_bytes(); }
+  std::string digest() const override { return checkpoint_digest(config_text_, table_); }
   const text::GgufVocabulary* gguf_vocabulary() const override {
     return vocabulary_.model.empty() ? nullptr : &vocabulary_;
   }
@@ -39,6 +42,7 @@ class FileCheckpoint final : public Checkpoint {
 
   std::string path_;
   ModelConfig config_;
+  std::string config_text_;  // what config_ was made of: merged JSON
   GenerationDefaults defaults_;
   TensorTable table_;
   text::GgufVocabulary vocabulary_;
@@ -144,6 +148,7 @@ Status FileCheckpoint::open_directory(const std::string& overrides) {
   const fs::path config_path = directory / "config.json";
   CAPSTAN_ASSIGN(json::object config, read_json(config_path));
   CAPSTAN_RETURN_IF_ERROR(merge_overrides(config, overrides));
+  config_text_ = json::serialize(config);
   CAPSTAN_ASSIGN(config_, config_from_json(config, config_path.string()));
   if (const json::value* name = config.if_contains("_name_or_path"); name && name->is_string()) {
     name_ = std::string(name->get_string());
@@ -166,6 +171,7 @@ Status FileCheckpoint::open_gguf(const std::string& overrides) {
   CAPSTAN_ASSIGN(const GgufFile gguf, GgufFile::parse(file.bytes(), path_));
   CAPSTAN_ASSIGN(json::object config, gguf_config_json(gguf, path_));
   CAPSTAN_RETURN_IF_ERROR(merge_overrides(config, overrides));
+  config_text_ = json::serialize(config);
   CAPSTAN_ASSIGN(config_, config_from_json(config, path_));
   CAPSTAN_RETURN_IF_ERROR(apply_gguf_details(gguf, path_, config_));
   CAPSTAN_ASSIGN(defaults_, gguf_generation_defaults(gguf, path_));

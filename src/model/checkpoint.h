@@ -43,6 +43,9 @@ class Checkpoint {
   virtual const TensorView* find(const std::string& hf_name) const = 0;
   virtual std::vector<std::string> tensor_names() const = 0;
   virtual size_t total_bytes() const = 0;
+  /// The same on every host that has this model with these overrides; see digest.h for what it
+  /// sees. Reads a few pages of the files at each call.
+  virtual std::string digest() const = 0;
   /// Set for GGUF files only; directories carry tokenizer.json.
   virtual const text::GgufVocabulary* gguf_vocabulary() const = 0;
   virtual std::string general_name() const = 0;  // a human name, may be empty

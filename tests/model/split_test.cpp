@@ -2,13 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <ostream>
 #include <string>
-#include <vector>
 
-#include "deepseek_models.h"
-#include "draft_session.h"
-#include "session.h"
-#include "split_model.h"
+#include "split_runs.h"
 
 namespace capstan::model {
 namespace {
@@ -24,49 +21,6 @@ std::ostream& operator<<(std::ostream& out, const SplitCase& c) {
   return out << c.name << " tp " << c.ranks << " ep " << c.experts;
 }
 
-std::string path_of(const std::string& name) {
-  return name.starts_with("deepseek/") ? deepseek_checkpoint(name.substr(9)) : testdata(name);
-}
-
-std::vector<int32_t> prompt_of(const ModelConfig& config, int length, int seed) {
-  std::vector<int32_t> tokens;
-  for (int i = 0; i < length; ++i) {
-    tokens.push_back(static_cast<int32_t>((i * 7919 + seed * 104729 + i * i * 31) %
-                                          static_cast<int>(config.vocab_size)));
-  }
-  return tokens;
-}
-
-kernels::CpuOpsOptions exact() {
-  return {.isa = kernels::Isa::kAvx2, .quantise_activations = false};
-}
-
-/// What a model computes of two sequences: all rows of a chunked prefill, greedy decoding, and a
-/// step that mixes decoding with a prompt.
-struct Outputs {
-  Session::Rows prefill, decode, mixed;
-  std::vector<int32_t> greedy;
-};
-
-Outputs run(Model& model, size_t tokens) {
-  Outputs out;
-  Session session(model, 16);
-  const auto first = prompt_of(model.config(), 40, 1), second = prompt_of(model.config(), 21, 2);
-  out.prefill = session.prefill(first, 17);
-  out.greedy = session.greedy(out.prefill.back(), tokens, &out.decode);
-  out.mixed = session.step({{0, std::span(out.greedy).last(1)}, {1, second}});
-  return out;
-}
-
-double largest_difference(const Session::Rows& x, const Session::Rows& y) {
-  double largest = 0;
-  EXPECT_EQ(x.size(), y.size());
-  for (size_t i = 0; i < std::min(x.size(), y.size()); ++i) {
-    largest = std::max(largest, relative_difference(x[i], y[i]));
-  }
-  return largest;
-}
-
 class SplitTest : public ::testing::TestWithParam<SplitCase> {};
 
 TEST_P(SplitTest, EqualsOneRank) {
@@ -77,7 +31,8 @@ TEST_P(SplitTest, EqualsOneRank) {
   LoadOptions options;
   options.shard.ep_size = c.experts;
   SplitModel split(path, c.ranks, exact(), options);
-  const Outputs expected = run(*one.model, 64), actual = run(split, 64);
+  const size_t tokens = one.model->config().weight_dtype == DType::kF32 ? 64 : 16;
+  const Outputs expected = run(*one.model, tokens), actual = run(split, tokens);
   EXPECT_EQ(actual.greedy, expected.greedy);
   const double prefill = largest_difference(actual.prefill, expected.prefill);
   const double decode = largest_difference(actual.decode, expected.decode);
