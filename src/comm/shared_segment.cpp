@@ -322,7 +322,8 @@ void SharedSegment::watch() {
       const std::string how = n > 0    ? "carried bytes that were not asked for"
                               : n == 0 ? "was closed: its process has ended"
                                        : std::string("broke (recv: ") + std::strerror(error) + ")";
-      fate_->fail(unavailable("rank " + std::to_string(rank) + " (" + node_name(link) +
+      fate_->fail(unavailable("rank " + std::to_string(rank) + " (node " +
+                              std::to_string(link.node) + ", host " + link.host +
                               "): its connection " + how));
     }
   }

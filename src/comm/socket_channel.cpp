@@ -110,7 +110,12 @@ bool Channel::try_receive(Running& run, bool stuck) {
   {
     std::unique_lock lock(run.link->receiving, std::try_to_lock);
     // Whoever holds it reads for us as well.
-    if (lock.owns_lock()) any = mesh_->read(*run.link, run.inbox, stuck);
+    if (lock.owns_lock()) {
+      any = mesh_->read(*run.link, run.inbox, stuck);
+      if (run.link->left && !run.received && !run.inbox->complete.load()) {
+        mesh_->lost(*run.link, "was closed: it has left the group");
+      }
+    }
   }
   if (run.received) return any;
   const auto received = static_cast<size_t>(run.inbox->received.load(std::memory_order_acquire));
@@ -215,7 +220,25 @@ void Channel::sleep(std::vector<Running>& running) {
     if (!run.sent && !run.sending.owns_lock()) timeout = 1;
     fds.push_back({run.link->to.fd, events, 0});
   }
+  // Nothing is due from the others, but the end of one is the end of all.
+  std::vector<Mesh::Link*> idle;
+  const size_t first_idle = fds.size();
+  for (const auto& link : mesh_->links_) {
+    const auto uses = [&](const Running& run) {
+      return run.link == link.get() && !(run.sent && run.received);
+    };
+    if (link == nullptr || std::any_of(running.begin(), running.end(), uses)) continue;
+    const std::lock_guard lock(link->receiving);
+    if (link->left) continue;
+    idle.push_back(link.get());
+    fds.push_back({link->to.fd, POLLRDHUP, 0});
+  }
   if (!ready && !mesh_->fate().failed()) poll(fds.data(), fds.size(), timeout);
+  for (size_t i = 0; i < idle.size(); ++i) {
+    if (fds[first_idle + i].revents == 0) continue;
+    const std::lock_guard lock(idle[i]->receiving);
+    mesh_->read(*idle[i], nullptr, true);  // to its end: a goodbye or a loss
+  }
   for (Running& run : running) {
     const std::lock_guard lock(run.link->receiving);
     run.inbox->sleeping = false;

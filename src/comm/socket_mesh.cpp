@@ -38,8 +38,15 @@ Mesh::Mesh(std::vector<NodeLink> links, int ranks_per_node, bool crowded,
 }
 
 Mesh::~Mesh() {
+  FrameHeader goodbye;
+  goodbye.channel = FrameHeader::kGoodbye;
   for (const auto& link : links_) {
-    if (link != nullptr) close(link->to.fd);
+    if (link == nullptr) continue;
+    if (!fate_->failed()) {
+      [[maybe_unused]] const ssize_t n =
+          send(link->to.fd, &goodbye, sizeof(goodbye), MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    close(link->to.fd);
   }
 }
 
@@ -82,6 +89,7 @@ bool Mesh::read_some(Link& link, void* into, size_t bytes, size_t* got) {
   const ssize_t n = recv(link.to.fd, into, bytes, MSG_DONTWAIT);
   *got = n > 0 ? static_cast<size_t>(n) : 0;
   if (n > 0) return true;
+  if (link.left) return false;
   if (n == 0) {
     lost(link, "was closed");
   } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
@@ -127,6 +135,10 @@ bool Mesh::read(Link& link, const Inbox* mine, bool beyond) {
 bool Mesh::accept_header(Link& link, const FrameHeader& header) {
   if (header.magic != FrameHeader::kMagic) {
     confused(link, "bytes that are no frame: the connection is out of step");
+    return false;
+  }
+  if (header.channel == FrameHeader::kGoodbye) {
+    link.left = true;
     return false;
   }
   Inbox& to = inbox(link, header.channel);

@@ -58,6 +58,8 @@ struct Flow {
 /// Before every frame. Both ends are x86-64 or AArch64: little-endian.
 struct FrameHeader {
   static constexpr uint64_t kMagic = 0x31544144'53504143;  // "CAPSDAT1"
+  /// The last frame of a process that ends its communicators in order, on no channel.
+  static constexpr uint64_t kGoodbye = ~uint64_t{0};
   uint64_t magic = kMagic;
   uint64_t channel = 0;
   uint64_t sequence = 0;  // frames of this channel in this direction before this one
@@ -117,6 +119,7 @@ class Mesh : public std::enable_shared_from_this<Mesh> {
     size_t end = 0;
     Inbox* current = nullptr;  // receiver of the frame being read
     uint64_t current_left = 0;
+    bool left = false;  // said goodbye
   };
 
   Link& link(int node) { return *links_[static_cast<size_t>(node)]; }

@@ -1,8 +1,10 @@
 // Groups of ranks for tests: each way the bytes can go, with ranks as threads of the test.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
