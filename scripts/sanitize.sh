@@ -3,7 +3,7 @@
 # and runs them. The million-step property tests run a tenth of their steps here.
 . "$(dirname "$0")/common.sh"
 preset=$1; shift
-rooms=${*:-base platform quant kernels cache scheduler text model engine server app}
+rooms=${*:-base platform quant kernels comm cache scheduler text model engine server app}
 cmake --preset "$preset" > /dev/null
 targets=()
 for room in $rooms; do
