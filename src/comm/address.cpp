@@ -41,6 +41,20 @@ bool name_matches(const std::string& name, std::string_view pattern, bool all_ex
   return exact ? name == pattern : name.starts_with(pattern);
 }
 
+/// An IPv4 connection of a socket that listens for IPv4 and IPv6 shows as ::ffff:10.0.0.1.
+SocketAddress unmapped(const SocketAddress& address) {
+  if (address.length == 0 || address.family() != AF_INET6) return address;
+  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&address.storage);
+  if (!IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr)) return address;
+  SocketAddress out;
+  auto* v4 = reinterpret_cast<sockaddr_in*>(&out.storage);
+  v4->sin_family = AF_INET;
+  v4->sin_port = v6->sin6_port;
+  std::memcpy(&v4->sin_addr, v6->sin6_addr.s6_addr + 12, 4);
+  out.length = sizeof(sockaddr_in);
+  return out;
+}
+
 std::string existing(const std::vector<Interface>& all) {
   std::string out;
   for (const Interface& i : all) {
@@ -104,12 +118,9 @@ void SocketAddress::set_port(uint16_t port) {
 std::string SocketAddress::host() const {
   if (length == 0) return "?";
   char out[NI_MAXHOST] = "?";
-  getnameinfo(raw(), length, out, sizeof out, nullptr, 0, NI_NUMERICHOST);
-  const std::string_view text(out);
-  if (text.starts_with("::ffff:") && text.find('.') != std::string_view::npos) {
-    return std::string(text.substr(7));
-  }
-  return std::string(text);
+  const SocketAddress plain = unmapped(*this);
+  getnameinfo(plain.raw(), plain.length, out, sizeof out, nullptr, 0, NI_NUMERICHOST);
+  return out;
 }
 
 std::string SocketAddress::text() const { return HostPort{host(), port()}.text(); }
@@ -134,14 +145,14 @@ SocketAddress local_address(int fd) {
   SocketAddress out;
   out.length = sizeof out.storage;
   if (getsockname(fd, out.raw(), &out.length) != 0) out.length = 0;
-  return out;
+  return unmapped(out);
 }
 
 SocketAddress peer_address(int fd) {
   SocketAddress out;
   out.length = sizeof out.storage;
   if (getpeername(fd, out.raw(), &out.length) != 0) out.length = 0;
-  return out;
+  return unmapped(out);
 }
 
 std::vector<Interface> list_interfaces() {

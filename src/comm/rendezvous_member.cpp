@@ -26,6 +26,10 @@ class Member {
   Result<Formed> attempt(const Stop& stop);
   Result<ControlLink> reach(const Stop& stop, SocketAddress& address);
   Result<Formed> wait_for_start(ControlLink link, const std::string& leader_host, const Stop& stop);
+  Error refused(const Refusal& refusal) {
+    refused_for_good_ = !refusal.retry;
+    return Error{refusal.retry ? ErrorCode::kUnavailable : refusal.code, refusal.what};
+  }
   std::optional<TimePoint> deadline() const;
   Error late() const;
 
@@ -39,6 +43,7 @@ class Member {
   LogThrottle failures_;
   std::string last_failure_ = "nothing was tried yet";
   bool welcomed_ = false;  // by the last attempt
+  bool refused_for_good_ = false;
 };
 
 std::optional<TimePoint> Member::deadline() const {
@@ -94,7 +99,7 @@ Result<Formed> Member::attempt(const Stop& stop) {
         leader.text() + ": node 0 did not answer the request to join: " + answer.error().message};
   }
   if (Refusal refusal; answer->type == MessageType::kRefuse && decode(answer->body, refusal)) {
-    return Error{refusal.retry ? ErrorCode::kUnavailable : refusal.code, refusal.what};
+    return refused(refusal);
   }
   Reader in(answer->body);
   const std::string host = in.text();
@@ -134,7 +139,7 @@ Result<Formed> Member::wait_for_start(ControlLink link, const std::string& leade
     }
     heard = now;
     if (Refusal refusal; frame->type == MessageType::kRefuse && decode(frame->body, refusal)) {
-      return Error{refusal.retry ? ErrorCode::kUnavailable : refusal.code, refusal.what};
+      return refused(refusal);
     }
     Start start;
     if (frame->type != MessageType::kStart) continue;
@@ -166,11 +171,11 @@ Result<Formed> Member::run() {
     if (stop_()) return Error{ErrorCode::kAborted, "cancelled while joining " + target_.text()};
     const Error& error = formed.error();
     if (error.code == ErrorCode::kAborted) return late();
-    if (error.code != ErrorCode::kUnavailable) return error;
+    if (refused_for_good_ || error.code != ErrorCode::kUnavailable) return error;
     last_failure_ = error.message;
     const TimePoint now = Clock::now();
     if (failures_.due(now)) {
-      LOG_WARN("node 0 at {} cannot be joined yet ({} attempts in {}): {}; trying on",
+      LOG_WARN("node 0 at {} cannot be joined yet (attempt {}, after {}): {}; trying on",
                target_.text(), attempts, seconds_text(now - started_), error.message);
     }
     if (welcomed_) backoff = timing_.backoff;

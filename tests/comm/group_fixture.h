@@ -86,6 +86,83 @@ inline std::vector<std::unique_ptr<GroupControl>> make_nodes(int nodes,
   return out;
 }
 
+/// One node that joins in a thread of its own and can be cancelled.
+class Joiner {
+ public:
+  explicit Joiner(const GroupConfig& config, const GroupTiming& timing = {})
+      : thread_([this, config, timing] {
+          Joined result = join_group(config, timing, [this] { return cancelled_.load(); });
+          const std::lock_guard lock(mutex_);
+          result_.emplace(std::move(result));
+        }) {}
+  ~Joiner() {
+    cancel();
+    if (thread_.joinable()) thread_.join();
+  }
+  void cancel() { cancelled_ = true; }
+  bool done() {
+    const std::lock_guard lock(mutex_);
+    return result_.has_value();
+  }
+  /// Waits for the end of join_group().
+  Joined& result() {
+    if (thread_.joinable()) {
+      EXPECT_TRUE(wait_until([this] { return done(); })) << "join_group() hangs";
+      if (!done()) cancel();
+      thread_.join();
+    }
+    return *result_;
+  }
+  std::string error() { return result().ok() ? "" : result().error().message; }
+  ErrorCode code() { return result().ok() ? ErrorCode::kInternal : result().error().code; }
+
+ private:
+  std::atomic<bool> cancelled_{false};
+  std::mutex mutex_;
+  std::optional<Joined> result_;
+  std::thread thread_;
+};
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+/// A plain client of the port on the loopback.
+class RawClient {
+ public:
+  explicit RawClient(uint16_t port) {
+    const SocketAddress to = *numeric_address("127.0.0.1", port);
+    // The listener may be a moment away.
+    wait_until([&] {
+      Result<Fd> fd = connect_to(to, nullptr, Clock::now() + 5s, [] { return false; });
+      if (fd.ok()) fd_ = std::move(*fd);
+      return fd_.valid();
+    });
+    EXPECT_TRUE(fd_.valid());
+  }
+  int fd() const { return fd_.get(); }
+  void write(const std::string& bytes) {
+    (void)!::send(fd_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+  }
+  /// Up to the end of the connection.
+  std::string read_to_end() {
+    std::string all;
+    char c[256];
+    const Stop never = [] { return false; };
+    while (wait_for(fd_.get(), 1 /* POLLIN */, Clock::now() + kHang, never).ok()) {
+      const ssize_t n = recv(fd_.get(), c, sizeof c, MSG_DONTWAIT);
+      if (n <= 0) return all;
+      all.append(c, static_cast<size_t>(n));
+    }
+    ADD_FAILURE() << "the connection was not closed";
+    return all;
+  }
+  ControlLink as_link() { return ControlLink(std::move(fd_), 1 << 20); }
+
+ private:
+  Fd fd_;
+};
+
 /// Catches the end of a group.
 class EndWatcher {
  public:
