@@ -2,6 +2,7 @@
 #include "comm/group_control.h"
 
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -180,6 +181,7 @@ bool GroupControl::ended(GroupEnd* end) const {
 }
 
 void GroupControl::watch() {
+  pthread_setname_np(pthread_self(), "group");
   try {
     while (!verdict_) turn();
   } catch (const std::exception& e) {

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "comm/address_lookup.h"
 #include "comm/rendezvous.h"
 
 namespace capstan::comm {
@@ -42,6 +43,7 @@ class Leader {
   void drop(int node, const std::string& why, TimePoint now);
   void report(TimePoint now);
   void beat(TimePoint now);
+  void check_own_address();
   std::string missing() const;
   /// Everybody ends; `bystanders` is what the members that fitted are told.
   void give_up(Error error, const std::string& bystanders);
@@ -61,6 +63,8 @@ class Leader {
   std::optional<TimePoint> first_joined_;
   LogThrottle waiting_;
   std::optional<Error> error_;
+  /// Until it is known whether the others can find this machine under the group's address.
+  std::optional<AddressLookup> own_address_;
 };
 
 void Leader::give_up(Error error, const std::string& bystanders) {
@@ -212,6 +216,35 @@ void Leader::report(TimePoint now) {
   }
 }
 
+/// A second node 0 on another machine would otherwise wait in silence for nodes that find the
+/// first.
+void Leader::check_own_address() {
+  if (!own_address_) return;
+  const auto found = own_address_->resolve([] { return true; });
+  if (!found.ok() && found.error().code == ErrorCode::kAborted) return;  // not answered yet
+  own_address_.reset();
+  if (!found.ok()) {
+    LOG_INFO(
+        "node 0 cannot look up its own --dist-init-addr {} ({}); the other nodes must be able "
+        "to",
+        config_.dist_init_addr, found.error().message);
+    return;
+  }
+  std::string elsewhere;
+  for (const SocketAddress& address : *found) {
+    for (const Interface& own : list_interfaces()) {
+      if (own.address.host() == address.host()) return;
+    }
+    // All of 127.0.0.0/8 is this machine.
+    if (address.host().starts_with("127.")) return;
+    elsewhere += (elsewhere.empty() ? "" : ", ") + address.host();
+  }
+  LOG_WARN(
+      "--dist-init-addr {} means {}, which is no address of this machine (host {}): is this "
+      "really node 0?",
+      config_.dist_init_addr, elsewhere, host_);
+}
+
 void Leader::beat(TimePoint now) {
   if (now - last_beat_ < config_.heartbeat_interval) return;
   last_beat_ = now;
@@ -267,8 +300,10 @@ Result<Formed> Leader::run() {
         "CAPSTAN_GROUP_TOKEN is not set: the group's secret is made from --dist-init-addr, which "
         "keeps out strays, not attackers");
   }
+  own_address_.emplace(at);
   std::vector<pollfd> fds;
   while (true) {
+    check_own_address();
     if (stop_()) return Error{ErrorCode::kAborted, "cancelled while waiting for node " + missing()};
     fds.clear();
     acceptor_.collect(fds);

@@ -27,10 +27,14 @@ using namespace std::chrono_literals;
 /// Nothing here may hang; a limit that no slow machine reaches.
 inline constexpr auto kHang = 60s;
 
-/// A port that was free a moment ago.
+/// A port that is free, below those that the kernel gives to outgoing connections, and not soon
+/// asked for by another test process.
 inline uint16_t free_port() {
-  Result<Fd> fd = listen_on(nullptr, 0);
-  return fd.ok() ? local_address(fd->get()).port() : 0;
+  static std::atomic<int> next{static_cast<int>(getpid()) * 101};
+  while (true) {
+    const auto port = static_cast<uint16_t>(10000 + next++ % 20000);
+    if (listen_on(nullptr, port).ok()) return port;
+  }
 }
 
 inline GroupConfig make_config(int nodes, int node, uint16_t port) {

@@ -1,9 +1,9 @@
 // One node of a group as a process of its own, for tests that kill and stop it.
 //
-//   group_node NODES NODE PORT HEARTBEAT_TIMEOUT_MS
+//   group_node NODES NODE ADDRESS HEARTBEAT_TIMEOUT_MS
 //
-// Prints "joined", then a line "end: ..." and leaves with 0 after an orderly end, 3 after another.
-// A byte on standard input: node 0 releases the group; "f": this node fails.
+// Prints "joined" and how tensors go, then a line "end: ..." and leaves with 0 after an orderly
+// end, 3 after another. A byte on standard input: node 0 releases the group; "f": this node fails.
 #include <poll.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -28,7 +28,7 @@ int main(int argc, char** argv) {
   config.nodes = std::atoi(argv[1]);
   config.node = std::atoi(argv[2]);
   config.ranks_per_node = 2;
-  config.dist_init_addr = std::string("127.0.0.1:") + argv[3];
+  config.dist_init_addr = argv[3];
   config.token = "a secret";
   config.heartbeat_interval = std::chrono::milliseconds(50);
   config.heartbeat_timeout = std::chrono::milliseconds(std::atoi(argv[4]));
@@ -39,7 +39,8 @@ int main(int argc, char** argv) {
   }
   std::promise<GroupEnd> end;
   (*group)->on_end([&](const GroupEnd& e) { end.set_value(e); });
-  std::printf("joined\n");
+  std::printf("joined %s\n",
+              (*group)->topology().shared_memory.empty() ? "by sockets" : "by shared memory");
   std::fflush(stdout);
   auto ended = end.get_future();
   uint64_t step = 0;

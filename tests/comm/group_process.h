@@ -1,0 +1,86 @@
+// A node of a group as a process: tests/comm/group_node.cpp.
+#pragma once
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+
+#include <csignal>
+
+#include "comm/group_fixture.h"
+
+namespace capstan::comm::testing {
+
+class Process {
+ public:
+  /// `prefix`: the command that starts it, such as "ip netns exec NAME".
+  Process(int nodes, int node, const std::string& address, int timeout_ms,
+          std::vector<std::string> prefix = {}) {
+    int in[2], out[2];
+    EXPECT_EQ(pipe2(in, O_CLOEXEC), 0);
+    EXPECT_EQ(pipe2(out, O_CLOEXEC), 0);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, in[0], 0);
+    posix_spawn_file_actions_adddup2(&actions, out[1], 1);
+    std::vector<std::string> words = std::move(prefix);
+    words.insert(words.end(), {CAPSTAN_GROUP_NODE, std::to_string(nodes), std::to_string(node),
+                               address, std::to_string(timeout_ms)});
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    EXPECT_EQ(posix_spawnp(&pid_, argv[0], &actions, nullptr, argv.data(), environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    close(in[0]);
+    close(out[1]);
+    in_ = Fd(in[1]);
+    out_ = Fd(out[0]);
+  }
+  ~Process() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+
+  void signal(int number) { EXPECT_EQ(kill(pid_, number), 0); }
+  void order(char c) { EXPECT_EQ(write(in_.get(), &c, 1), 1); }
+
+  /// Reads on until a line begins with `start`; log lines are skipped. Empty at the end.
+  std::string line(const std::string& start) {
+    while (true) {
+      size_t end = text_.find('\n');
+      while (end == std::string::npos) {
+        char more[512];
+        if (!wait_for(out_.get(), 1 /* POLLIN */, Clock::now() + kHang, [] {
+               return false;
+             }).ok()) {
+          ADD_FAILURE() << "no line '" << start << "'; so far: " << text_;
+          return "";
+        }
+        const ssize_t n = read(out_.get(), more, sizeof more);
+        if (n <= 0) return "";
+        text_.append(more, static_cast<size_t>(n));
+        end = text_.find('\n');
+      }
+      const std::string line = text_.substr(0, end);
+      text_.erase(0, end + 1);
+      log_ += line + "\n";
+      if (line.starts_with(start)) return line;
+    }
+  }
+  const std::string& log() const { return log_; }
+
+  int exit_code() {
+    int status = 0;
+    EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+ private:
+  pid_t pid_ = -1;
+  Fd in_, out_;
+  std::string text_, log_;
+};
+
+}  // namespace capstan::comm::testing
