@@ -39,6 +39,7 @@ bool BatchBuilder::next() {
   slots_.clear();
   sequences_.clear();
   items_.clear();
+  ids_.clear();
   logit_rows_.clear();
   rows_.clear();
   for (; pass_ < passes_ && tokens_.empty(); ++pass_) {
@@ -48,6 +49,7 @@ bool BatchBuilder::next() {
   }
   if (tokens_.empty()) return false;
   batch_ = {tokens_, positions_, slots_, sequences_, logit_rows_};
+  batch_.sequence_ids = ids_;
   return true;
 }
 
@@ -57,6 +59,7 @@ void BatchBuilder::append(const Piece& piece) {
   const auto begin = static_cast<int32_t>(tokens_.size());
   const int32_t end = piece.start + piece.count;
   items_.push_back(piece.item);
+  ids_.push_back(item.id);
   sequences_.push_back({begin, piece.count, end, item.pages.data()});
   for (int32_t p = piece.start; p < end; ++p) {
     tokens_.push_back(item.tokens[static_cast<size_t>(p - item.start)]);

@@ -62,6 +62,7 @@ class BatchBuilder {
   std::vector<int64_t> slots_;
   std::vector<kernels::SequenceSlice> sequences_;
   std::vector<int32_t> items_;
+  std::vector<uint64_t> ids_;
   std::vector<LogitRow> rows_;
   model::ForwardBatch batch_;
 };

@@ -15,6 +15,7 @@ struct Pass {
   std::vector<int32_t> tokens, positions, wanted;
   std::vector<int64_t> slots;
   std::vector<kernels::SequenceSlice> sequences;
+  std::vector<uint64_t> ids;
   std::vector<float> previous;  // [tokens, hidden]
 
   void clear() {
@@ -23,6 +24,7 @@ struct Pass {
     wanted.clear();
     slots.clear();
     sequences.clear();
+    ids.clear();
     previous.clear();
   }
   void add(int32_t token, int32_t position, std::span<const int32_t> pages, int page_size,
@@ -68,6 +70,7 @@ class NextnSource final : public DraftSource {
   };
   /// Somebody who goes on: what the chain of further drafts needs.
   struct Tip {
+    scheduler::RequestId id;
     Text* text;
     std::span<const int32_t> pages;
     int32_t position;  // of the last row computed
@@ -115,9 +118,10 @@ void NextnSource::add_rows(const PassOutput& out, const kernels::SequenceSlice& 
   }
   if (p == first) return;
   pass_.sequences.push_back({begin, p - first, p, item.pages.data()});
+  pass_.ids.push_back(item.id);
   if (item.samples && p == known && sampled.stop == scheduler::FinishKind::kNone) {
     pass_.wanted.push_back(static_cast<int32_t>(pass_.tokens.size()) - 1);
-    tips_.push_back({&text, item.pages, p - 1});
+    tips_.push_back({item.id, &text, item.pages, p - 1});
   }
 }
 
@@ -132,6 +136,7 @@ Status NextnSource::run(model::KvStore& kv) {
   batch.positions = pass_.positions;
   batch.slots = pass_.slots;
   batch.sequences = pass_.sequences;
+  batch.sequence_ids = pass_.ids;
   batch.logit_rows = pass_.wanted;
   batch.hidden_rows = pass_.wanted;
   batch.hidden_states = {states_.data(), wanted, hidden, hidden};
@@ -174,6 +179,7 @@ Status NextnSource::observe(const PassOutput& out, int depth, model::KvStore& kv
                 std::span(states).subspan(i * static_cast<size_t>(options_.hidden_size),
                                           static_cast<size_t>(options_.hidden_size)));
       pass_.sequences.push_back({begin, 1, tip.position + 1, tip.pages.data()});
+      pass_.ids.push_back(tip.id);
       pass_.wanted.push_back(begin);
       tips_.push_back(tip);
     }

@@ -25,6 +25,9 @@ struct ForwardBatch {
   /// [hidden_rows.size(), hidden_size].
   std::span<const int32_t> hidden_rows = {};
   MatrixView hidden_states = {};
+  /// Who the sequences are, parallel to them, or empty. A sequence keeps its id over steps. Of no
+  /// effect on results: page tables that changed little are sent to other ranks as changes.
+  std::span<const uint64_t> sequence_ids = {};
 };
 
 /// One step of the multi-token prediction layer. Row i combines token i + 1 of a sequence with the
