@@ -16,10 +16,10 @@ constexpr int kPageSize = 16;
 /// Decode steps of sequences of about `context` tokens, one page more every 16 steps each.
 class Decoding {
  public:
-  Decoding(int sequences, int context) {
+  Decoding(int sequences, int context) : context_(context) {
     for (int s = 0; s < sequences; ++s) {
       lengths_.push_back(context + s % kPageSize);
-      std::vector<int32_t> pages(static_cast<size_t>((context + 100000) / kPageSize));
+      std::vector<int32_t> pages(static_cast<size_t>((context + kGrowth) / kPageSize + 1));
       std::iota(pages.begin(), pages.end(), s * 4096);
       tables_.push_back(std::move(pages));
       ids_.push_back(static_cast<uint64_t>(s) + 1);
@@ -33,7 +33,9 @@ class Decoding {
   }
   model::ForwardBatch step() {
     for (size_t s = 0; s < lengths_.size(); ++s) {
-      const int32_t p = lengths_[s]++;
+      int32_t& length = lengths_[s];
+      if (++length >= context_ + kGrowth) length = context_;
+      const int32_t p = length;
       tokens_[s] = (p * 7919 + static_cast<int32_t>(s)) % 150000;
       positions_[s] = p;
       slots_[s] =
@@ -46,6 +48,8 @@ class Decoding {
   }
 
  private:
+  static constexpr int32_t kGrowth = 1024;  // tokens, then again from the start
+  const int32_t context_;
   std::vector<int32_t> lengths_, tokens_, positions_, rows_;
   std::vector<int64_t> slots_;
   std::vector<kernels::SequenceSlice> sequences_;
