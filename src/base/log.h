@@ -12,6 +12,11 @@ namespace capstan {
 /// Sets pattern and level: debug, info, warning, error, critical (SGLang's --log-level values).
 Status init_logging(std::string_view level);
 
+/// Lines of several ranks carry their number, " TP8", behind the time: this process's first rank,
+/// or the one that the calling thread works for. Before other threads exist.
+void set_process_rank(int rank);
+void set_thread_rank(int rank);
+
 }  // namespace capstan
 
 #define LOG_DEBUG(...) ::spdlog::debug(__VA_ARGS__)

@@ -75,7 +75,8 @@ EngineImpl::EngineImpl(std::unique_ptr<model::Model> model, const EngineConfig& 
   working_.scheduler = scheduler_->stats();
   stats_ = working_;
   watchdog_ = std::make_unique<Watchdog>(
-      Watchdog::Options{config.watchdog_timeout, config.soft_watchdog_timeout, config.on_fatal},
+      Watchdog::Options{config.watchdog_timeout, config.soft_watchdog_timeout, config.on_fatal,
+                        config.waits_for_ranks},
       [this] { return describe_step(); });
   // Also the logger's first use, here rather than by two engines' threads at once: the library's
   // own guard is invisible to the thread sanitizer.
@@ -107,6 +108,7 @@ Result<RequestId> EngineImpl::submit(EngineRequest request, OutputSink sink) {
       make_live_request(id, std::move(request), std::move(sink), model_->config(), config_, now());
   {
     std::lock_guard lock(mutex_);
+    if (failure_) return *failure_;
     if (draining_ || stop_) {
       return unavailable("the server is shutting down and takes no new requests");
     }
@@ -141,6 +143,16 @@ void EngineImpl::cancel(RequestId id, FinishKind kind, std::string message) {
 }
 
 void EngineImpl::cancel_all(std::string message) { post(CancelAll{std::move(message)}); }
+
+void EngineImpl::fail(const Error& why) {
+  {
+    std::lock_guard lock(mutex_);
+    if (failure_) return;
+    failure_ = why;
+    mailbox_.emplace_back(CancelAll{why.message, why.code});
+  }
+  wake_.notify_one();
+}
 
 void EngineImpl::set_paused(bool paused) {
   {

@@ -99,6 +99,8 @@ struct EngineConfig {
   /// Called once on the watchdog's thread with what was running, after it was logged. Unset: the
   /// process ends at once with exit code 70 (the step cannot be interrupted, only left).
   std::function<void(const std::string&)> on_fatal;
+  /// Of a split model: whether rank 0 waits for another rank at the moment.
+  std::function<bool()> waits_for_ranks = {};
   /// Spreads sampling over the model's compute threads; may be null. Must outlive the engine and be
   /// used by nobody else while it runs (the model uses it from the engine thread).
   platform::ThreadPool* pool = nullptr;
@@ -141,6 +143,9 @@ class Engine {
   virtual void cancel(RequestId id, FinishKind kind = FinishKind::kAbort,
                       std::string message = "cancelled") = 0;
   virtual void cancel_all(std::string message) = 0;
+  /// The model can not go on: this error for all live requests, after the step in progress, and
+  /// for all that come. The first call counts.
+  virtual void fail(const Error& why) { cancel_all(why.message); }
 
   /// While paused no step runs; requests wait, keep what they hold, and can be cancelled.
   virtual void set_paused(bool paused) = 0;

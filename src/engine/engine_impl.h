@@ -33,6 +33,7 @@ class EngineImpl final : public Engine {
   Result<RequestId> submit(EngineRequest request, OutputSink sink) override;
   void cancel(RequestId id, FinishKind kind, std::string message) override;
   void cancel_all(std::string message) override;
+  void fail(const Error& why) override;
   void set_paused(bool paused) override;
   bool flush_cache() override;
   void begin_drain() override { draining_ = true; }
@@ -50,6 +51,7 @@ class EngineImpl final : public Engine {
   };
   struct CancelAll {
     std::string message;
+    ErrorCode code = ErrorCode::kAborted;
   };
   struct Flush {
     std::promise<bool> done;
@@ -127,6 +129,7 @@ class EngineImpl final : public Engine {
   int mailbox_requests_ = 0;  // of those, the ones in the mailbox
   bool stop_ = false;
   bool paused_ = false;
+  std::optional<Error> failure_;  // of fail()
 
   mutable std::mutex stats_mutex_;
   EngineStats stats_;    // as published

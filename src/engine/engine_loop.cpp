@@ -71,7 +71,7 @@ void EngineImpl::take_commands() {
         end(*live, one->kind, std::move(one->message), ErrorCode::kAborted);
       }
     } else if (auto* all = std::get_if<CancelAll>(&command)) {
-      end_all(all->message, ErrorCode::kAborted);
+      end_all(all->message, all->code);
     } else {
       std::get<Flush>(command).done.set_value(live_.empty() && scheduler_->flush_cache());
     }
@@ -264,7 +264,8 @@ void EngineImpl::fail_step(const scheduler::StepPlan& plan, const Error& error) 
     if (live == nullptr) continue;
     live->new_tokens.clear();
     end(*live, FinishKind::kAbort,
-        "the model failed while computing this request: " + error.message, ErrorCode::kInternal);
+        "the model failed while computing this request: " + error.message,
+        error.code == ErrorCode::kUnavailable ? ErrorCode::kUnavailable : ErrorCode::kInternal);
   }
 }
 

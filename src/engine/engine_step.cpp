@@ -1,28 +1,9 @@
 // One step on the engine thread: the forward passes, and from logits to tokens.
 #include "base/log.h"
+#include "engine/burst.h"
 #include "engine/engine_impl.h"
 
 namespace capstan::engine {
-namespace {
-
-/// Keeps the pool's threads spinning from the first kernel to the last sampled row.
-class Burst {
- public:
-  explicit Burst(platform::ThreadPool* pool) : pool_(pool) {
-    if (pool_ != nullptr) pool_->begin_burst();
-  }
-  ~Burst() {
-    if (pool_ != nullptr) pool_->end_burst();
-  }
-  Burst(const Burst&) = delete;
-  Burst& operator=(const Burst&) = delete;
-
- private:
-  platform::ThreadPool* pool_;
-};
-
-}  // namespace
-
 MatrixView EngineImpl::logits_for(size_t rows) {
   const int64_t vocab = model_->config().vocab_size;
   constexpr int64_t kLine = 16;  // floats; rows start on cache lines
@@ -42,7 +23,7 @@ void EngineImpl::ask_for_hidden(model::ForwardBatch& batch) {
 }
 
 Status EngineImpl::forward_and_sample(const scheduler::StepPlan& plan) {
-  const Burst burst(config_.pool);
+  const Burst burst(config_.pool);  // from the first kernel to the last sampled row
   builder_.start(plan, prompt_rows_);
   while (builder_.next()) {
     const MatrixView logits = logits_for(builder_.rows().size());

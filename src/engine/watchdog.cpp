@@ -1,52 +1,28 @@
 #include "engine/watchdog.h"
 
-#include <execinfo.h>
-#include <semaphore.h>
-#include <signal.h>
-#include <time.h>
+#include <pthread.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 
 #include "base/log.h"
+#include "engine/stack_dump.h"
 
 namespace capstan::engine {
 namespace {
 
 constexpr int kExitCode = 70;  // EX_SOFTWARE of sysexits.h
-
-sem_t dump_done;
-
-int dump_signal() { return SIGRTMIN + 4; }
-
-/// Runs on the hung thread: writes its call stack to stderr, one frame a line.
-void write_stack(int) {
-  void* frames[64];
-  const int n = ::backtrace(frames, 64);
-  ::backtrace_symbols_fd(frames, n, STDERR_FILENO);
-  ::sem_post(&dump_done);
-}
-
-void install_dump_handler() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    ::sem_init(&dump_done, 0, 0);
-    void* frame[1];
-    ::backtrace(frame, 1);  // loads libgcc now; in the handler that would not be safe
-    struct sigaction action {};
-    action.sa_handler = write_stack;
-    action.sa_flags = SA_RESTART;
-    ::sigaction(dump_signal(), &action, nullptr);
-  });
-}
+// A rank that waits for another gives that one's watchdog so long to name itself.
+constexpr double kBlameDelay = 3;  // seconds
 
 }  // namespace
 
 Watchdog::Watchdog(Options options, std::function<std::string()> describe)
     : options_(std::move(options)), describe_(std::move(describe)) {
   if (options_.timeout <= 0 && options_.soft_timeout <= 0) return;
-  install_dump_handler();
+  install_stack_dump();
   thread_ = std::thread([this] { watch(); });
 }
 
@@ -65,7 +41,7 @@ void Watchdog::step_begins() {
   in_step_ = true;
   soft_reported_ = false;
   began_ = std::chrono::steady_clock::now();
-  watched_ = ::pthread_self();
+  watched_ = static_cast<pid_t>(::syscall(SYS_gettid));
 }
 
 void Watchdog::step_ends() {
@@ -87,7 +63,8 @@ void Watchdog::watch() {
     if (stop_ || !in_step_) continue;
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
-    if (options_.timeout > 0 && seconds > options_.timeout) {
+    const bool waits = options_.waiting && options_.waiting();
+    if (options_.timeout > 0 && seconds > options_.timeout + (waits ? kBlameDelay : 0)) {
       lock.unlock();
       report("the engine is stuck: one step has been running for", seconds);
       const std::string message = "watchdog: a step exceeded --watchdog-timeout " +
@@ -108,23 +85,15 @@ void Watchdog::watch() {
 }
 
 void Watchdog::report(const char* what, double seconds) {
-  LOG_ERROR("Watchdog: {} {:.1f} s. {} Stack of the engine thread:", what, seconds, describe_());
-  dump_stack();
-}
-
-void Watchdog::dump_stack() {
-  pthread_t thread;
+  LOG_ERROR("Watchdog: {} {:.1f} s. {} Stacks of all threads, the stuck one first:", what, seconds,
+            describe_());
+  pid_t thread;
   {
     std::lock_guard lock(mutex_);
     if (!in_step_) return;  // it ended after all
     thread = watched_;
   }
-  if (::pthread_kill(thread, dump_signal()) != 0) return;
-  timespec deadline{};
-  ::clock_gettime(CLOCK_REALTIME, &deadline);
-  deadline.tv_sec += 2;  // a thread stuck in the kernel never gets to the handler
-  while (::sem_timedwait(&dump_done, &deadline) != 0 && errno == EINTR) {
-  }
+  dump_stacks(thread);
 }
 
 }  // namespace capstan::engine

@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include <pthread.h>
+#include <sys/types.h>
 
 namespace capstan::engine {
 
@@ -22,6 +22,8 @@ class Watchdog {
     double timeout = 0;       // seconds; 0 = off: report, then call on_fatal
     double soft_timeout = 0;  // seconds; 0 = off: only report, once per step
     std::function<void(const std::string&)> on_fatal;  // unset: leave the process with code 70
+    /// Whether the step is held up by another rank, which then has a little longer; may be unset.
+    std::function<bool()> waiting = {};
   };
 
   /// `describe` says what runs; it is called on the watchdog's thread while the step hangs.
@@ -37,7 +39,6 @@ class Watchdog {
  private:
   void watch();
   void report(const char* what, double seconds);
-  void dump_stack();
 
   Options options_;
   std::function<std::string()> describe_;
@@ -47,7 +48,7 @@ class Watchdog {
   bool in_step_ = false;
   bool soft_reported_ = false;
   std::chrono::steady_clock::time_point began_;
-  pthread_t watched_{};
+  pid_t watched_ = 0;
   std::thread thread_;
 };
 

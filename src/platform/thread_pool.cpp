@@ -161,21 +161,23 @@ struct ThreadPool::Impl {
   }
 };
 
-ThreadPool::ThreadPool(int threads, bool pin) : impl_(std::make_unique<Impl>()) {
+ThreadPool::ThreadPool(int threads, bool pin, CpuShare share) : impl_(std::make_unique<Impl>()) {
   const std::vector<int> cpus = affinity_cpus();
   const int usable = usable_cpu_count();
   if (threads <= 0) threads = usable;
-  impl_->oversubscribed = threads > usable;
+  const int total = std::max(threads, share.total);
+  impl_->oversubscribed = total > usable;
   if (impl_->oversubscribed) {
-    warn_once(std::to_string(threads) + " compute threads share " + std::to_string(usable) +
+    warn_once(std::to_string(total) + " compute threads share " + std::to_string(usable) +
               " usable CPU" + (usable == 1 ? "" : "s") +
               " (affinity mask and cgroup quota): they run unpinned and yield instead of spinning; "
               "use at most " +
               std::to_string(usable) + " for full speed");
   }
   // A lone CPU needs no pinning, and threads above the mask's CPUs must be free to move.
-  if (pin && threads > 1 && threads <= static_cast<int>(cpus.size()) && !impl_->oversubscribed) {
-    impl_->cpus = cpus;
+  const auto end = static_cast<size_t>(share.first + threads);
+  if (pin && total > 1 && end <= cpus.size() && !impl_->oversubscribed) {
+    impl_->cpus.assign(cpus.begin() + share.first, cpus.end());
   }
   impl_->size = threads;
   impl_->workers.reserve(threads - 1);
@@ -231,20 +233,21 @@ void ThreadPool::barrier() {
 void ThreadPool::begin_burst() {
   Impl& p = *impl_;
   flush_subnormals();
-  if (p.burst_depth++ > 0 || p.size == 1) return;
+  if (p.burst_depth++ > 0) return;
   if (!p.cpus.empty()) {
     // Without this the kernel may put the caller on a CPU where a pinned worker spins. Undone in
     // end_burst: a mask outliving the step would be inherited by every thread the caller starts.
     p.caller_pinned = sched_getaffinity(0, sizeof(p.caller_mask), &p.caller_mask) == 0 &&
                       pin_current_thread(p.cpus[0]);
   }
+  if (p.size == 1) return;
   p.burst.store(true);
   p.wake_workers();
 }
 
 void ThreadPool::end_burst() {
   Impl& p = *impl_;
-  if (p.burst_depth == 0 || --p.burst_depth > 0 || p.size == 1) return;
+  if (p.burst_depth == 0 || --p.burst_depth > 0) return;
   p.burst.store(false);
   if (p.caller_pinned) {
     sched_setaffinity(0, sizeof(p.caller_mask), &p.caller_mask);

@@ -11,12 +11,21 @@
 
 namespace capstan::platform {
 
+/// The part of the usable CPUs that one of several pools of a process has to itself.
+struct CpuShare {
+  int first = 0;  // place of its first CPU in affinity_cpus()
+  int total = 0;  // threads of all pools; 0: there is one pool
+};
+
 class ThreadPool {
  public:
   /// `threads` includes the caller; 0 means one per usable CPU. With `pin`, worker i is bound to
   /// the i-th CPU this process may use. Every thread has FTZ and DAZ
   /// set, the calling thread from its first run() or begin_burst() on.
-  explicit ThreadPool(int threads = 0, bool pin = true);
+  explicit ThreadPool(int threads = 0, bool pin = true) : ThreadPool(threads, pin, CpuShare{}) {}
+  /// Binds its threads to the CPUs from share.first on; with several pools the caller too, while a
+  /// burst lasts. `threads` is at least 1.
+  ThreadPool(int threads, bool pin, CpuShare share);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
