@@ -8,8 +8,7 @@ namespace capstan::app {
 namespace {
 
 std::string value_of(const Environment& env, const char* name) {
-  const char* value = env(name);
-  std::string text = value == nullptr ? "" : value;
+  std::string text = env(name).value_or("");
   while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' ')) {
     text.pop_back();
   }

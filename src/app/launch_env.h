@@ -3,17 +3,14 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "app/environment.h"
 #include "base/result.h"
 
 namespace capstan::app {
-
-/// getenv(), or a test's table: null when the variable is not set.
-using Environment = std::function<const char*(const char* name)>;
 
 /// --nnodes, --node-rank and --dist-init-addr; empty when the flag was not given.
 struct NodeFlags {

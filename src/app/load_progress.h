@@ -11,6 +11,7 @@ namespace capstan::app {
 /// "1.20 of 4.80 GB (25%), 0.85 GB/s, 4 s left"
 std::string progress_text(const model::LoadProgress& progress);
 
+/// Of several ranks as of one: call update() with any rank's progress, from any thread.
 class ProgressReporter {
  public:
   explicit ProgressReporter(bool terminal) : terminal_(terminal) {}

@@ -1,16 +1,16 @@
 #include "app/model_setup.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 
-#include "app/load_progress.h"
-#include "app/memory_plan.h"
+#include "app/rank_setup.h"
+#include "app/weights_digest.h"
 #include "base/log.h"
+#include "engine/group_model.h"
 #include "model/describe.h"
+#include "model/shard.h"
 #include "model/weights.h"
 #include "platform/cpu.h"
 
@@ -78,49 +78,6 @@ Status check_load_format(LoadFormat format, bool is_gguf, const std::string& pat
   return {};
 }
 
-bool drafts_with_layer(const ServeOptions& options) {
-  return options.engine.speculation.source == engine::SpeculationConfig::Source::kNextn;
-}
-
-Result<std::unique_ptr<model::Model>> load_weights(const ServeOptions& options,
-                                                   const LoadedModel& parts,
-                                                   const std::function<bool()>& cancelled) {
-  ProgressReporter reporter(::isatty(STDERR_FILENO) == 1);
-  model::LoadOptions load;
-  load.dummy_weights = options.load_format == LoadFormat::kDummy;
-  load.dummy_seed = options.engine.random_seed;
-  load.progress = [&reporter](const model::LoadProgress& p) { reporter.update(p); };
-  if (options.deterministic) load.mla_form = kernels::MlaForm::kAbsorbed;
-  load.draft = drafts_with_layer(options);
-  load.cancelled = cancelled;
-  auto model = model::load_model(parts.checkpoint, parts.ops, *parts.pool, load);
-  reporter.abandon();
-  return model;
-}
-
-Status size_kv_pool(ServeOptions& options, const model::ModelConfig& config, size_t weight_bytes,
-                    uint64_t available_before) {
-  engine::EngineConfig& e = options.engine;
-  MemoryPlanInput in;
-  in.available_bytes = available_before;
-  in.available_now_bytes = platform::memory_info().available_bytes;
-  in.weight_bytes = weight_bytes;
-  in.bytes_per_token =
-      model::KvStore::bytes_per_token(config, e.kv_dtype, drafts_with_layer(options) ? 1 : 0);
-  in.context_length = e.scheduler.context_length;
-  in.page_size = e.scheduler.page_size;
-  in.mem_fraction_static = options.mem_fraction_static;
-  in.max_total_tokens = options.max_total_tokens;
-  CAPSTAN_ASSIGN(const MemoryPlan plan, plan_memory(in));
-  e.scheduler.num_pages = plan.num_pages;
-  LOG_INFO("KV cache: {} tokens in {} pages, {}, {} bytes per token, {:.2f} GB at most",
-           static_cast<int64_t>(plan.num_pages) * in.page_size, plan.num_pages,
-           dtype_info(e.kv_dtype).name, in.bytes_per_token,
-           static_cast<double>(plan.kv_bytes) / 1e9);
-  if (!plan.warning.empty()) LOG_WARN("{}", plan.warning);
-  return {};
-}
-
 }  // namespace
 
 Result<int> decide_context_length(const ServeOptions& options, const model::ModelConfig& config) {
@@ -184,26 +141,36 @@ Status check_speculation(const ServeOptions& options, const model::Checkpoint& c
   return {};
 }
 
-Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
-                         const std::function<bool()>& cancelled) {
+namespace {
+
+/// Opens and checks what every node does before it joins the others.
+Status open_checkpoint(ServeOptions& options, const std::string& model_path, LoadedModel& out) {
   std::error_code error;
   if (!fs::exists(model_path, error)) {
     return not_found("--model-path: '" + model_path +
                      "' does not exist; give a directory with config.json and *.safetensors, or a "
                      ".gguf file (models are not fetched by name)");
   }
-  LoadedModel out;
   CAPSTAN_ASSIGN(out.checkpoint, model::Checkpoint::open(model_path, options.model_overrides_json));
   const model::ModelConfig& config = out.checkpoint->config();
   const bool is_gguf = out.checkpoint->gguf_vocabulary() != nullptr;
   CAPSTAN_RETURN_IF_ERROR(check_load_format(options.load_format, is_gguf, model_path));
   CAPSTAN_RETURN_IF_ERROR(check_quantization(options.quantization, is_gguf));
   CAPSTAN_RETURN_IF_ERROR(check_speculation(options, *out.checkpoint));
+  const ParallelOptions& p = options.parallel;
+  CAPSTAN_RETURN_IF_ERROR(model::check_shard(config, {p.first_rank(), p.ranks, p.expert_groups}));
   engine::EngineConfig& e = options.engine;
   CAPSTAN_ASSIGN(e.scheduler.context_length, decide_context_length(options, config));
   CAPSTAN_ASSIGN(e.kv_dtype, decide_kv_dtype(options.kv_cache_dtype, config));
+  options.server.context_length = e.scheduler.context_length;
   LOG_INFO("Model {}: {}", model_path, model::describe(*out.checkpoint));
+  return {};
+}
 
+/// What the API needs beside the model.
+Status open_text(ServeOptions& options, const std::string& model_path, LoadedModel& out) {
+  const model::ModelConfig& config = out.checkpoint->config();
+  const bool is_gguf = out.checkpoint->gguf_vocabulary() != nullptr;
   CAPSTAN_ASSIGN(out.tokenizer, open_tokenizer(options, *out.checkpoint));
   CAPSTAN_ASSIGN(out.chat_template, open_chat_template(options, *out.tokenizer));
   if (out.chat_template == nullptr) {
@@ -214,7 +181,7 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
                      " tokens, the model only " + std::to_string(config.vocab_size) +
                      "; they do not belong together");
   }
-  e.token_limit = out.tokenizer->vocab_size();
+  options.engine.token_limit = out.tokenizer->vocab_size();
   if (options.server.reasoning_parser.empty() && out.chat_template != nullptr &&
       out.tokenizer->id_of("</think>")) {
     LOG_INFO(
@@ -224,30 +191,142 @@ Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
   if (options.sampling_defaults_from_model) {
     if (is_gguf) {
       const model::GenerationDefaults& d = out.checkpoint->generation_defaults();
-      out.sampling_defaults = {d.temperature, d.top_p, d.min_p, d.repetition_penalty, d.top_k};
+      options.server.sampling_defaults = {d.temperature, d.top_p, d.min_p, d.repetition_penalty,
+                                          d.top_k};
     } else {
-      CAPSTAN_ASSIGN(out.sampling_defaults, server::read_generation_config(model_path));
+      CAPSTAN_ASSIGN(options.server.sampling_defaults, server::read_generation_config(model_path));
     }
   }
-  if (cancelled()) return Error{ErrorCode::kAborted, "stopped while loading"};
+  return {};
+}
 
-  out.pool = std::make_unique<platform::ThreadPool>(options.threads);
-  kernels::CpuOpsOptions ops;
-  ops.isa = options.isa;
-  ops.quantise_activations = !options.exact_activations;
-  ops.fp8_as_int8 = options.fp8_as_int8;
-  CAPSTAN_ASSIGN(out.ops, kernels::make_cpu_ops(ops, *out.pool));
-  LOG_INFO("{} compute threads on {}, kernels {}", out.pool->size(), platform::cpu_model_name(),
-           out.ops->name());
+/// What the ranks must agree on to compute one model.
+std::vector<std::pair<std::string, std::string>> facts(const ServeOptions& o,
+                                                       const model::Checkpoint& checkpoint) {
+  const auto yes_no = [](bool b) { return std::string(b ? "yes" : "no"); };
+  const engine::EngineConfig& e = o.engine;
+  const bool dummy = o.load_format == LoadFormat::kDummy;
+  return {
+      {"capstan version", CAPSTAN_VERSION},
+      {"model", checkpoint.config().architecture_name},
+      {"weights", dummy ? "dummy, seed " + std::to_string(o.dummy_seed)
+                        : "digest " + weights_digest(checkpoint)},
+      {"--tp-size", std::to_string(o.parallel.ranks)},
+      {"--ep-size", std::to_string(o.parallel.expert_groups)},
+      {"--nnodes", std::to_string(o.parallel.nodes)},
+      {"--context-length", std::to_string(e.scheduler.context_length)},
+      {"--kv-cache-dtype", std::string(dtype_info(e.kv_dtype).name)},
+      {"--page-size", std::to_string(e.scheduler.page_size)},
+      {"--speculative-algorithm NEXTN", yes_no(drafts_with_layer(o))},
+      {"--exact-activations", yes_no(o.exact_activations)},
+      {"--fp8-as-int8", yes_no(o.fp8_as_int8)},
+      {"--enable-deterministic-inference", yes_no(o.deterministic)},
+  };
+}
+
+/// A step that hangs cannot be interrupted, only left; the group gets to know who hung.
+std::function<void(const std::string&)> end_stuck_process(RankGroup* group, int rank) {
+  constexpr int kStuck = 70;  // EX_SOFTWARE
+  if (group == nullptr) return {};
+  return [group, rank](const std::string& what) {
+    group->fail(rank, internal_error(what));
+    group->wait_end(std::chrono::seconds(3));
+    std::_Exit(kStuck);
+  };
+}
+
+/// Ranks of this node that wait for rank 0's messages.
+void start_ranks(const ServeOptions& options, std::vector<LoadedRank>& ranks,
+                 std::vector<std::unique_ptr<model::KvStore>>& stores, LoadedModel& out) {
+  RankGroup* group = out.group.get();
+  const ParallelOptions& p = options.parallel;
+  for (size_t i = p.leader() ? 1 : 0; i < ranks.size(); ++i) {
+    const int rank = p.first_rank() + static_cast<int>(i);
+    engine::RankOptions run;
+    run.page_size = options.engine.scheduler.page_size;
+    if (!p.leader() && i == 0) run.on_step = [group](uint64_t step) { group->set_step(step); };
+    run.on_failure = [group](int r, const Error& why) { group->fail(r, why); };
+    run.watchdog.timeout = options.engine.watchdog_timeout;
+    run.watchdog.soft_timeout = options.engine.soft_watchdog_timeout;
+    run.watchdog.on_fatal = end_stuck_process(group, rank);
+    run.watchdog.waiting = [comm = ranks[i].comm] { return comm->clock().inside.load(); };
+    engine::RankParts parts;
+    parts.comm = ranks[i].comm;
+    parts.pool = std::move(ranks[i].pool);
+    parts.shard = std::move(ranks[i].model);
+    parts.kv = std::move(stores[i]);
+    out.ranks.push_back(std::make_unique<engine::RankThread>(std::move(parts), std::move(run)));
+  }
+}
+
+/// Rank 0's model as the engine takes it: the group behind one interface.
+std::unique_ptr<model::Model> group_model(ServeOptions& options,
+                                          std::unique_ptr<model::Model> shard, RankGroup* group) {
+  engine::TimedCommunicator& comm = group->communicator(0);
+  engine::GroupModelOptions run;
+  run.page_size = options.engine.scheduler.page_size;
+  run.on_step = [group](uint64_t step) { group->set_step(step); };
+  run.on_timings = [group](const std::vector<double>& seconds) { group->note_timings(seconds); };
+  run.on_failure = [group](const Error& why) { return group->fail_and_explain(0, why); };
+  options.engine.on_fatal = end_stuck_process(group, 0);
+  options.engine.waits_for_ranks = [&comm] { return comm.clock().inside.load(); };
+  return std::make_unique<engine::GroupModel>(std::move(shard), comm, std::move(run));
+}
+
+/// From weights to running ranks, and on the leader the engine.
+Status load_and_start(ServeOptions& options, LoadedModel& out,
+                      const std::function<bool()>& cancelled) {
+  engine::EngineConfig& e = options.engine;
+  RankGroup* group = out.group.get();
   const uint64_t available_before = platform::memory_info().available_bytes;
-  CAPSTAN_ASSIGN(auto model, load_weights(options, out, cancelled));
-  CAPSTAN_RETURN_IF_ERROR(size_kv_pool(options, config, model->weight_bytes(), available_before));
-  e.pool = out.pool.get();
-  CAPSTAN_ASSIGN(auto engine, engine::Engine::create(std::move(model), e));
+  CAPSTAN_ASSIGN(std::vector<LoadedRank> ranks,
+                 load_ranks(options, out.checkpoint, group, cancelled));
+  CAPSTAN_RETURN_IF_ERROR(size_kv_pool(options, ranks, available_before, group));
+  const bool leader = options.parallel.leader();
+  std::vector<std::unique_ptr<model::KvStore>> stores(ranks.size());
+  for (size_t i = leader ? 1 : 0; i < ranks.size(); ++i) {
+    CAPSTAN_ASSIGN(stores[i], make_kv_store(options, *ranks[i].model));
+  }
+  if (group != nullptr) CAPSTAN_RETURN_IF_ERROR(check_ranks(ranks, *group));
+  if (leader) {
+    out.pool = std::move(ranks[0].pool);
+    out.ops = ranks[0].ops;
+    e.pool = out.pool.get();
+  }
+  std::unique_ptr<model::Model> first = leader ? std::move(ranks[0].model) : nullptr;
+  if (group != nullptr) start_ranks(options, ranks, stores, out);
+  if (!leader) return {};
+  if (group != nullptr) first = group_model(options, std::move(first), group);
+  CAPSTAN_ASSIGN(auto engine, engine::Engine::create(std::move(first), e));
   out.engine = std::move(engine);
-  options.server.context_length = e.scheduler.context_length;
-  options.server.sampling_defaults = out.sampling_defaults;
-  return out;
+  return {};
+}
+
+}  // namespace
+
+Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
+                         const std::function<bool()>& cancelled,
+                         const std::function<void(RankGroup&)>& joined) {
+  LoadedModel out;
+  CAPSTAN_RETURN_IF_ERROR(open_checkpoint(options, model_path, out));
+  if (options.parallel.leader()) CAPSTAN_RETURN_IF_ERROR(open_text(options, model_path, out));
+  if (cancelled()) return Error{ErrorCode::kAborted, "stopped while loading"};
+  if (!options.parallel.split()) {
+    CAPSTAN_RETURN_IF_ERROR(load_and_start(options, out, cancelled));
+    return out;
+  }
+  CAPSTAN_ASSIGN(out.group,
+                 RankGroup::create(options.parallel, facts(options, *out.checkpoint), cancelled));
+  RankGroup& group = *out.group;
+  if (joined) joined(group);
+  const Status status = load_and_start(options, out, [&] { return cancelled() || group.ended(); });
+  if (status.ok()) return out;
+  // Whoever failed says so to the others; those who only heard of it name the culprit.
+  if (!cancelled() && !group.ended()) {
+    return group.fail_and_explain(options.parallel.first_rank(), status.error());
+  }
+  if (const auto end = group.end(); end && !cancelled()) return unavailable(end->describe());
+  return status.error();
 }
 
 }  // namespace capstan::app

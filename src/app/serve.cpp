@@ -1,8 +1,10 @@
 #include "app/serve.h"
 
 #include <cstdio>
+#include <optional>
 
 #include "app/default_model.h"
+#include "app/group_end.h"
 #include "app/model_setup.h"
 #include "app/signals.h"
 #include "base/log.h"
@@ -42,6 +44,7 @@ void log_arguments(const FlagValues& flags, const ServeOptions& options) {
     }
   }
   LOG_INFO("capstan {}, arguments:{}", CAPSTAN_VERSION, given.empty() ? " none" : given);
+  for (const std::string& note : options.notes) LOG_INFO("{}", note);
   for (const std::string& warning : options.warnings) LOG_WARN("{}", warning);
 }
 
@@ -54,8 +57,8 @@ void log_capacity(const engine::EngineConfig& e) {
       e.scheduler.max_running_requests, e.scheduler.context_length);
 }
 
-/// Everything between a good command line and the last request.
-Status serve(ServeOptions& options, ShutdownSignals& signals) {
+/// What a process serves under, decided from its options.
+Result<std::string> decide_model(ServeOptions& options) {
   std::string path = options.model_path;
   if (path.empty()) {
     CAPSTAN_ASSIGN(path, find_default_model(process_environment()));
@@ -66,12 +69,32 @@ Status serve(ServeOptions& options, ShutdownSignals& signals) {
   if (options.server.served_model_name.empty()) options.server.served_model_name = path;
   options.server.model_path = path;
   CAPSTAN_RETURN_IF_ERROR(server::validate_config(options.server));
+  return path;
+}
 
+std::chrono::milliseconds drain_bound(const ServeOptions& options) {
+  return std::chrono::milliseconds(static_cast<int64_t>(options.shutdown_timeout * 1000));
+}
+
+/// The exit code of an end that nobody here asked for; 0: it was in order.
+int code_of_end(const RankGroup* group) {
+  const auto end = group == nullptr ? std::nullopt : group->end();
+  return end && !end->orderly ? kGroupEnded : 0;
+}
+
+/// Node 0, or the only one: everything between a good command line and the last request.
+Result<int> serve_api(ServeOptions& options, ShutdownSignals& signals) {
+  CAPSTAN_ASSIGN(const std::string path, decide_model(options));
   // Reserved now, so that a port in use is an error in the first second; nobody listens yet.
   CAPSTAN_ASSIGN(server::Listener listener,
                  server::Listener::bind(options.server.host, options.server.port));
-  CAPSTAN_ASSIGN(LoadedModel loaded,
-                 load(options, path, [&signals] { return signals.requested(); }));
+  GroupEndWatch watch(signals);
+  CAPSTAN_ASSIGN(LoadedModel loaded, load(
+                                         options, path, [&signals] { return signals.requested(); },
+                                         [&watch](RankGroup& group) { watch.watch(group); }));
+  RankGroup* group = loaded.group.get();
+  watch.set_engine(loaded.engine);
+  if (group != nullptr) options.server.group = [group] { return group->view(); };
   CAPSTAN_ASSIGN(const std::unique_ptr<server::Server> server,
                  server::Server::create(options.server, loaded.engine, loaded.tokenizer,
                                         loaded.chat_template));
@@ -79,23 +102,103 @@ Status serve(ServeOptions& options, ShutdownSignals& signals) {
   log_capacity(options.engine);
   if (!options.skip_warmup) CAPSTAN_RETURN_IF_ERROR(server->warm_up());
   if (signals.requested()) return Error{ErrorCode::kAborted, "stopped while loading"};
+  if (group != nullptr) group->set_phase(server::kPhaseReady);
   signals.loading_done();
   CAPSTAN_RETURN_IF_ERROR(server->start());
   LOG_INFO("Chat page and API: {}", page_address(options.server.host, server->port()));
   LOG_INFO("The server is fired up and ready to roll!");
 
-  signals.wait();
+  if (group == nullptr) {
+    signals.wait();
+  } else {
+    // Asked as often as heartbeats come.
+    signals.wait([group] { return group->ended() || group->drain_requested(); },
+                 std::chrono::milliseconds(500));
+    if (!signals.requested() && !group->ended())
+      LOG_INFO("Another node was told to stop: draining");
+    group->set_phase(server::kPhaseDraining);
+  }
   server->begin_drain();
-  loaded.engine->begin_drain();
-  const auto bound =
-      std::chrono::milliseconds(static_cast<int64_t>(options.shutdown_timeout * 1000));
-  if (!server->wait_idle(bound)) {
+  if (!server->wait_idle(drain_bound(options))) {
     LOG_WARN("Requests still run after SGLANG_SHUTDOWN_TIMEOUT={} s, they are aborted",
              options.shutdown_timeout);
   }
   server->stop();
+  const int code = code_of_end(group);
+  watch.done();
+  if (group != nullptr && code == 0) {
+    loaded.engine.reset();
+    group->release();
+  }
   LOG_INFO("Stopped");
-  return {};
+  return code;
+}
+
+/// Another node: computes until node 0 releases it.
+Result<int> serve_ranks(ServeOptions& options, ShutdownSignals& signals) {
+  CAPSTAN_ASSIGN(const std::string path, decide_model(options));
+  CAPSTAN_ASSIGN(server::Listener listener,
+                 server::Listener::bind(options.server.host, options.server.port));
+  GroupEndWatch watch(signals);
+  std::unique_ptr<server::Server> status;
+  Status started;
+  const auto joined = [&](RankGroup& group) {
+    watch.watch(group);
+    options.server.group = [&group] { return group.view(); };
+    started = [&]() -> Status {
+      CAPSTAN_ASSIGN(status, server::Server::create_status(options.server));
+      CAPSTAN_RETURN_IF_ERROR(status->bind(std::move(listener)));
+      return status->start();
+    }();
+  };
+  // The status server asks the group: it goes first.
+  struct StopFirst {
+    std::unique_ptr<server::Server>& server;
+    ~StopFirst() { server.reset(); }
+  };
+  std::optional<LoadedModel> loaded;
+  const StopFirst stop_first{status};
+  {
+    auto result = load(
+        options, path, [&] { return signals.requested() || !started.ok(); }, joined);
+    CAPSTAN_RETURN_IF_ERROR(started);
+    if (!result.ok()) return result.error();
+    loaded.emplace(std::move(result).value());
+  }
+  RankGroup& group = *loaded->group;
+  group.set_phase(server::kPhaseReady);
+  signals.loading_done();
+  LOG_INFO("Health and metrics of this node: {}",
+           page_address(options.server.host, status->port()));
+  LOG_INFO("Node {} computes for node 0", options.parallel.node);
+
+  signals.wait([&group] { return group.ended(); });
+  if (!group.ended()) {
+    // All nodes of a group are told to stop together; the streams of node 0 still need this one.
+    LOG_INFO("Going on until node 0 releases this node");
+    group.set_phase(server::kPhaseDraining);
+    status->begin_drain();
+    const bool bounded = options.shutdown_timeout > 0;
+    const auto patience = bounded ? drain_bound(options) + std::chrono::seconds(5)
+                                  : std::chrono::milliseconds(std::chrono::hours(24 * 365));
+    if (!group.wait_end(patience)) {
+      LOG_WARN("Node 0 did not release this node within SGLANG_SHUTDOWN_TIMEOUT={} s and 5 more",
+               options.shutdown_timeout);
+      group.fail(options.parallel.first_rank(),
+                 internal_error("node 0 did not release it in time"));
+      group.wait_end(std::chrono::seconds(3));
+    }
+  }
+  const int code = code_of_end(&group);
+  watch.done();
+  status->stop();
+  LOG_INFO("Stopped");
+  return code;
+}
+
+Result<int> serve(ServeOptions& options, ShutdownSignals& signals) {
+  if (options.parallel.leader()) return serve_api(options, signals);
+  return serve_ranks(options, signals);
 }
 
 }  // namespace
@@ -116,9 +219,10 @@ int run_serve(const std::vector<std::string>& args) {
     return usage_error(status.error());
   }
   ShutdownSignals signals(options->force_shutdown);
+  if (options->parallel.split()) set_process_rank(options->parallel.first_rank());
   log_arguments(*flags, *options);
-  const Status status = serve(*options, signals);
-  if (status.ok()) return 0;
+  const Result<int> status = serve(*options, signals);
+  if (status.ok()) return *status;
   if (status.error().code == ErrorCode::kAborted && signals.requested()) {
     LOG_INFO("Stopped while loading");
     return 0;

@@ -1,5 +1,7 @@
 #include "app/serve_options.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
@@ -45,6 +47,8 @@ Status check_ranges(const FlagValues& f) {
       {"max-connections", 1, 1e6, "1 to 1000000"},
       {"stream-interval", 1, kMaxInt, "at least 1"},
       {"decode-log-interval", 1, kMaxInt, "at least 1"},
+      {"dist-timeout", 1, 1e9, "at least 1 second"},
+      {"heartbeat-timeout", 1, 1e6, "at least 1 second"},
       {"watchdog-timeout", 0, 1e9, "at least 0 seconds (0: off)"},
       {"soft-watchdog-timeout", 0, 1e9, "at least 0 seconds (0: off)"},
       {"random-seed", 0, 9.2e18, "at least 0"},
@@ -74,53 +78,6 @@ Status check_ranges(const FlagValues& f) {
   return {};
 }
 
-/// §1.5 of the interface: contradictions first, so that their messages are seen, then what one
-/// process on one node cannot do.
-Status check_parallelism(const FlagValues& f) {
-  const int64_t tp = *f.integer("tp-size"), dp = *f.integer("dp-size"), pp = *f.integer("pp-size");
-  const int64_t ep = *f.integer("ep-size"), nodes = *f.integer("nnodes");
-  const int64_t rank = *f.integer("node-rank");
-  for (const std::string_view flag : {"tp-size", "dp-size", "pp-size", "ep-size", "nnodes"}) {
-    if (*f.integer(flag) < 1) return refuse(flag, f.text(flag) + " is not at least 1");
-  }
-  if ((tp * pp) % nodes != 0) {
-    return refuse("tp-size", "tp x pp = " + std::to_string(tp * pp) +
-                                 " is not divisible by --nnodes " + std::to_string(nodes));
-  }
-  if (rank < 0 || rank >= nodes) {
-    return refuse("node-rank", std::to_string(rank) + " is outside 0 to " +
-                                   std::to_string(nodes - 1) + " (--nnodes " +
-                                   std::to_string(nodes) + ")");
-  }
-  if (nodes > 1 && f.text("dist-init-addr").empty()) {
-    return refuse("nnodes", "several nodes need --dist-init-addr HOST:PORT of rank 0");
-  }
-  const bool dp_attention = f.boolean("enable-dp-attention");
-  if (nodes > 1 && dp > 1 && !dp_attention) {
-    return refuse("dp-size", "replicas over several nodes need --enable-dp-attention");
-  }
-  if (dp_attention && dp > 1 && tp % dp != 0) {
-    return refuse("dp-size", "with --enable-dp-attention, --tp-size " + std::to_string(tp) +
-                                 " must be divisible by --dp-size " + std::to_string(dp));
-  }
-  const auto one_only = [](std::string_view flag, int64_t value, const char* what,
-                           const char* instead) {
-    return refuse(flag, std::to_string(value) + ": " + what +
-                            " is not available in this version, which runs one process on one "
-                            "node; " +
-                            instead);
-  };
-  if (nodes > 1) return one_only("nnodes", nodes, "serving over several nodes", "use --nnodes 1");
-  if (tp > 1) {
-    return one_only("tp-size", tp, "tensor parallelism",
-                    "use --tp-size 1; all CPUs of the node are used through --threads");
-  }
-  if (dp > 1) return one_only("dp-size", dp, "data parallelism", "start several servers");
-  if (pp > 1) return one_only("pp-size", pp, "pipeline parallelism", "use --pp-size 1");
-  if (ep > 1) return one_only("ep-size", ep, "expert parallelism", "use --ep-size 1");
-  return {};
-}
-
 /// Flags whose part does not exist yet must not be swallowed: the user relies on them.
 Status check_refused(const FlagValues& f) {
   for (const Flag* flag : f.given_flags()) {
@@ -138,15 +95,17 @@ Status check_refused(const FlagValues& f) {
   return {};
 }
 
+std::string host_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof(name) - 1) == 0 ? name : "";
+}
+
 void collect_warnings(const FlagValues& f, ServeOptions& o) {
   for (const Flag* flag : f.given_flags()) {
     if (flag->effect == FlagEffect::kNoEffect) {
       o.warnings.push_back("--" + std::string(flag->name) +
                            " has no effect: " + std::string(flag->help));
     }
-  }
-  if (f.given("dist-init-addr")) {
-    o.warnings.emplace_back("--dist-init-addr has no effect: there is one node");
   }
 }
 
@@ -242,6 +201,8 @@ void fill_engine(const FlagValues& f, const Environment& env, ServeOptions& o) {
   e.random_seed = static_cast<uint64_t>(
       f.integer("random-seed").value_or(std::random_device{}() & ((1u << 30) - 1)));
   e.scheduler.random_seed = e.random_seed;
+  // Ranks of several nodes make parts of one model.
+  o.dummy_seed = f.given("random-seed") || !o.parallel.split() ? e.random_seed : 0;
   e.decode_log_interval = static_cast<int>(*f.integer("decode-log-interval"));
   e.watchdog_timeout = *f.number("watchdog-timeout");
   e.soft_watchdog_timeout = f.number("soft-watchdog-timeout").value_or(0);
@@ -438,19 +399,11 @@ Status fill_model(const FlagValues& f, const Environment& env, ServeOptions& o) 
 
 }  // namespace
 
-Environment process_environment() {
-  return [](const std::string& name) -> std::optional<std::string> {
-    const char* value = std::getenv(name.c_str());
-    if (value == nullptr) return std::nullopt;
-    return std::string(value);
-  };
-}
-
 Result<ServeOptions> make_serve_options(const FlagValues& flags, const Environment& environment) {
   ServeOptions o;
   o.log_level = flags.text("log-level");
   CAPSTAN_RETURN_IF_ERROR(check_environment(environment));
-  CAPSTAN_RETURN_IF_ERROR(check_parallelism(flags));
+  CAPSTAN_ASSIGN(o.parallel, make_parallel_options(flags, environment, host_name(), o.notes));
   CAPSTAN_RETURN_IF_ERROR(check_refused(flags));
   CAPSTAN_RETURN_IF_ERROR(check_ranges(flags));
   CAPSTAN_RETURN_IF_ERROR(fill_model(flags, environment, o));

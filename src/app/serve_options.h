@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "app/environment.h"
 #include "app/flags.h"
+#include "app/parallel_options.h"
 #include "engine/engine.h"
 #include "kernels/cpu_ops.h"
 #include "server/server.h"
@@ -21,6 +23,7 @@ struct ServeOptions {
   std::string chat_template_path;
   std::string model_overrides_json = "{}";
   LoadFormat load_format = LoadFormat::kAuto;
+  uint64_t dummy_seed = 0;  // of LoadFormat::kDummy; the same on all nodes
   std::string quantization;
   std::string kv_cache_dtype = "auto";
   std::optional<int64_t> context_length;
@@ -36,6 +39,7 @@ struct ServeOptions {
   bool skip_warmup = false;
   std::string log_level = "info";
 
+  ParallelOptions parallel;
   engine::EngineConfig engine;  // without what only the checkpoint can tell
   server::ServerConfig server;
 
@@ -43,11 +47,8 @@ struct ServeOptions {
   bool force_shutdown = false;  // the first signal ends the process at once
 
   std::vector<std::string> warnings;  // one line each, for the log
+  std::vector<std::string> notes;     // what the environment filled in
 };
-
-/// Reads an environment variable; injectable for tests.
-using Environment = std::function<std::optional<std::string>(const std::string&)>;
-Environment process_environment();
 
 /// Checks what can be checked without a model. Errors say which flag, which value and what to do;
 /// the process exits with 1.

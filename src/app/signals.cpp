@@ -79,9 +79,31 @@ void ShutdownSignals::loading_done() {
   loading_ = false;
 }
 
-void ShutdownSignals::wait() {
+void ShutdownSignals::wait(const std::function<bool()>& done, std::chrono::milliseconds interval) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return requested_.load(); });
+  while (!requested_) {
+    const uint64_t before = notices_;
+    if (done) {
+      lock.unlock();  // it may ask who holds locks of its own
+      const bool over = done();
+      lock.lock();
+      if (over) return;
+    }
+    const auto changed = [this, before] { return requested_ || notices_ != before; };
+    if (interval == std::chrono::milliseconds::max()) {
+      changed_.wait(lock, changed);
+    } else {
+      changed_.wait_for(lock, interval, changed);
+    }
+  }
+}
+
+void ShutdownSignals::notify() {
+  {
+    std::lock_guard lock(mutex_);
+    ++notices_;
+  }
+  changed_.notify_all();
 }
 
 }  // namespace capstan::app

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -22,8 +25,12 @@ class ShutdownSignals {
   bool requested() const { return requested_; }
   /// From here on an orderly end may take as long as it needs.
   void loading_done();
-  /// Blocks until the first signal.
-  void wait();
+  /// Blocks until the first signal, or until `done`, which is asked after every notify() and at
+  /// least every `interval`.
+  void wait(const std::function<bool()>& done = {},
+            std::chrono::milliseconds interval = std::chrono::milliseconds::max());
+  /// Has wait() look again; from any thread.
+  void notify();
 
  private:
   static constexpr double kLoadingGrace = 4;  // seconds; 5 is the promise
@@ -35,6 +42,7 @@ class ShutdownSignals {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool loading_ = true;
+  uint64_t notices_ = 0;  // of notify()
   std::thread thread_;
 };
 

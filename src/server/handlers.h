@@ -7,7 +7,9 @@ namespace capstan::server {
 
 void add_openai_routes(AppState& app);     // chat, completions, models
 void add_native_routes(AppState& app);     // /generate
-void add_health_routes(AppState& app);     // /health, /ping
+void add_health_routes(AppState& app);     // /health, /ping, /readyz, /livez
+void add_status_routes(AppState& app);     // health and metrics of a node without an engine
+void add_metrics_route(AppState& app);     // /metrics
 void add_info_routes(AppState& app);       // model and server info, loads, metrics, version
 void add_control_routes(AppState& app);    // cache flush, abort
 void add_tokenizer_routes(AppState& app);  // tokenize, detokenize

@@ -2,7 +2,12 @@
 // all other work; it is not counted, cached or queued. The answer comes within a second:
 //   200  the probe came back, or any step finished since it was sent, or the engine has been busy
 //        with one step for less than the timeout (with a prefill chunk: less than the watchdog's);
-//   503  starting, draining, or nothing finished for that long although the probe waits.
+//   503  starting, draining, or nothing finished for that long although the probe waits; of a split
+//        server also while a node is not ready or has not been heard lately.
+//
+// /readyz says in JSON why a node is or is not ready, without a probe; with phase=load only whether
+// it has loaded. /livez: this process answers (what hangs, the watchdog ends).
+#include <boost/json/serialize.hpp>
 #include <limits>
 #include <mutex>
 
@@ -51,6 +56,7 @@ double allowed_wait(const AppState& app) {
 Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state) {
   const HttpResponse healthy = text_response(200, ""), unhealthy = text_response(503, "");
   if (!app.ready || app.draining) co_return unhealthy;
+  if (app.config.group && !app.config.group().unready().empty()) co_return unhealthy;
   if (!app.config.health_generation) co_return healthy;
 
   std::shared_ptr<Probe> probe;
@@ -102,7 +108,77 @@ Task<HttpResponse> health(AppState& app, Exchange& exchange, HealthState& state)
   co_return seconds_between(probe->sent, Clock::now()) >= allowed_wait(app) ? unhealthy : healthy;
 }
 
+/// Why this node should get no requests now; empty: it may.
+std::string unready(const AppState& app, const std::optional<GroupView>& group, bool loaded_only) {
+  if (!app.ready) return "starting";
+  if (group && !group->end.empty()) return group->end;
+  if (app.engine == nullptr) {
+    const NodeView* own = group->own();
+    if (own == nullptr || (own->phase != kPhaseReady && own->phase != kPhaseDraining)) {
+      return own == nullptr || own->phase.empty() ? "starting" : own->phase;
+    }
+  }
+  if (loaded_only) return "";
+  if (app.draining) return kPhaseDraining;
+  if (group) {
+    if (std::string why = group->unready(); !why.empty()) return why;
+  }
+  if (app.engine != nullptr && app.engine->stats().seconds_since_progress >= allowed_wait(app)) {
+    return "no step has finished for too long";
+  }
+  return "";
+}
+
+HttpResponse readyz(const AppState& app, const HttpRequest& request) {
+  std::optional<GroupView> group;
+  if (app.config.group) group = app.config.group();
+  const bool loaded_only = request.query_value("phase").value_or("") == "load";
+  const std::string why = unready(app, group, loaded_only);
+  const NodeView* own = group ? group->own() : nullptr;
+  boost::json::object out;
+  out["ready"] = why.empty();
+  out["phase"] = app.draining     ? kPhaseDraining
+                 : own != nullptr ? own->phase
+                 : app.ready      ? "ready"
+                                  : "starting";
+  if (!why.empty()) out["reason"] = why;
+  out["step"] = own != nullptr ? own->step : app.engine->stats().steps;
+  if (group) {
+    out["node"] = group->own_node;
+    out["nodes"] = group->nodes.size();
+    out["heartbeat_age_seconds"] = group->oldest_heartbeat();
+  }
+  HttpResponse response = json_response(boost::json::serialize(out));
+  response.status = why.empty() ? 200 : 503;
+  return response;
+}
+
+void add_open(AppState& app, std::string_view path,
+              std::function<HttpResponse(const HttpRequest&)> answer) {
+  app.router.add({.pattern = path,
+                  .methods = {"GET"},
+                  .access = Access::kOpen,
+                  .handler = immediate(std::move(answer))});
+}
+
+void add_common(AppState& app) {
+  const auto ok = [](const HttpRequest&) { return text_response(200, ""); };
+  add_open(app, "/ping", ok);
+  add_open(app, "/livez", ok);
+  add_open(app, "/readyz", [&app](const HttpRequest& r) { return readyz(app, r); });
+}
+
 }  // namespace
+
+void add_status_routes(AppState& app) {
+  add_common(app);
+  for (const char* path : {"/health", "/health_generate"}) {
+    add_open(app, path, [&app](const HttpRequest&) {
+      return text_response(unready(app, app.config.group(), false).empty() ? 200 : 503, "");
+    });
+  }
+  add_metrics_route(app);
+}
 
 void add_health_routes(AppState& app) {
   auto state = std::make_shared<HealthState>();
@@ -112,10 +188,7 @@ void add_health_routes(AppState& app) {
                     .access = Access::kOpen,
                     .handler = [&app, state](Exchange& e) { return health(app, e, *state); }});
   }
-  app.router.add({.pattern = "/ping",
-                  .methods = {"GET"},
-                  .access = Access::kOpen,
-                  .handler = immediate([](const HttpRequest&) { return text_response(200, ""); })});
+  add_common(app);
 }
 
 }  // namespace capstan::server

@@ -26,7 +26,8 @@ std::string lower(std::string_view text) {
 }
 
 bool is_probe(std::string_view path) {
-  return path.starts_with("/health") || path.starts_with("/metrics") || path == "/ping";
+  return path.starts_with("/health") || path.starts_with("/metrics") || path == "/ping" ||
+         path == "/readyz" || path == "/livez";
 }
 
 }  // namespace

@@ -170,6 +170,15 @@ HttpResponse metrics(const AppState& app) {
 
 }  // namespace
 
+void add_metrics_route(AppState& app) {
+  for (const char* path : {"/metrics", "/metrics/*"}) {
+    app.router.add({.pattern = path,
+                    .methods = {"GET"},
+                    .access = Access::kOpen,
+                    .handler = immediate([&app](const HttpRequest&) { return metrics(app); })});
+  }
+}
+
 void add_info_routes(AppState& app) {
   const auto get = [&app](std::string_view path, auto function, Access access = Access::kApi) {
     app.router.add(
@@ -191,10 +200,7 @@ void add_info_routes(AppState& app) {
     out["version"] = text_value(app.config.version);
     return json_response(json::serialize(out));
   });
-  for (const char* path : {"/metrics", "/metrics/*"}) {
-    get(
-        path, [&app](const HttpRequest&) { return metrics(app); }, Access::kOpen);
-  }
+  add_metrics_route(app);
 }
 
 }  // namespace capstan::server

@@ -23,7 +23,8 @@ prometheus::Labels with(const std::string& model, prometheus::Labels labels = {}
 }
 
 bool is_probe(std::string_view route) {
-  return route.starts_with("/health") || route.starts_with("/metrics") || route == "/ping";
+  return route.starts_with("/health") || route.starts_with("/metrics") || route == "/ping" ||
+         route == "/readyz" || route == "/livez";
 }
 
 std::string method_label(std::string_view method) {
@@ -83,6 +84,7 @@ Metrics::Metrics(const ServerConfig& config, std::shared_ptr<engine::Engine> eng
     : enabled_(config.enable_metrics),
       style_(config.metrics_prefix_style),
       model_name_(config.served_model_name),
+      group_(config.group),
       engine_(std::move(engine)) {
   const auto edges = [](const std::vector<double>& own, const std::vector<double>& standard) {
     return own.empty() ? standard : own;
@@ -242,9 +244,47 @@ void Metrics::append_gauges(std::vector<prometheus::MetricFamily>* families) con
   }
 }
 
+/// Of a split server: its nodes and what each rank computes.
+void Metrics::append_group(std::vector<prometheus::MetricFamily>* families) const {
+  const GroupView view = group_();
+  const auto family = [&](const char* name, const char* help) {
+    families->push_back({std::string("sglang:") + name, help, prometheus::MetricType::Gauge, {}});
+  };
+  const auto add = [&](double value, std::vector<prometheus::ClientMetric::Label> labels) {
+    prometheus::ClientMetric metric;
+    metric.label = std::move(labels);
+    metric.label.push_back({"model_name", model_name_});
+    metric.gauge.value = value;
+    families->back().metric.push_back(std::move(metric));
+  };
+  uint64_t front = 0;
+  for (const NodeView& n : view.nodes) front = std::max(front, n.step);
+  const auto per_node = [&](const char* name, const char* help, auto value) {
+    family(name, help);
+    for (const NodeView& n : view.nodes) {
+      add(value(n), {{"node", std::to_string(n.node)}, {"host", n.host}});
+    }
+  };
+  per_node("group_heartbeat_age_seconds", "Time since the node was last heard.",
+           [](const NodeView& n) { return n.heartbeat_age; });
+  per_node("group_step", "The last step that the node is known to have finished.",
+           [](const NodeView& n) { return static_cast<double>(n.step); });
+  per_node("group_step_skew", "Steps that the node is behind the foremost, as last heard.",
+           [&](const NodeView& n) { return static_cast<double>(front - n.step); });
+  per_node("group_node_ready", "1 if the node says that it is ready.",
+           [](const NodeView& n) { return n.phase == kPhaseReady ? 1.0 : 0.0; });
+  if (view.compute_seconds.empty()) return;
+  family("group_rank_compute_seconds",
+         "Time that the rank computed per step, waiting for others left out, of the last 64.");
+  for (size_t r = 0; r < view.compute_seconds.size(); ++r) {
+    add(view.compute_seconds[r], {{"rank", std::to_string(r)}});
+  }
+}
+
 std::string Metrics::scrape() const {
   std::vector<prometheus::MetricFamily> families;
-  append_gauges(&families);
+  if (engine_ != nullptr) append_gauges(&families);
+  if (group_) append_group(&families);
   for (prometheus::MetricFamily& family : registry_.Collect()) {
     if (!family.metric.empty()) families.push_back(std::move(family));
   }

@@ -46,11 +46,13 @@ class Metrics {
   prometheus::Histogram& histogram(const std::string& name, const std::string& help,
                                    const std::vector<double>& edges);
   void append_gauges(std::vector<prometheus::MetricFamily>* families) const;
+  void append_group(std::vector<prometheus::MetricFamily>* families) const;
 
   const bool enabled_;
   const MetricsPrefixStyle style_;
   const std::string model_name_;
-  std::shared_ptr<engine::Engine> engine_;
+  const GroupProbe group_;
+  std::shared_ptr<engine::Engine> engine_;  // null on nodes without the API
   prometheus::Registry registry_;
   prometheus::Histogram *ttft_, *itl_, *e2e_, *queue_, *tpot_;
   prometheus::Histogram *prompt_histogram_, *generation_histogram_, *uncached_histogram_;

@@ -34,6 +34,7 @@ class ServerImpl final : public Server {
   Status init(std::shared_ptr<engine::Engine> engine,
               std::shared_ptr<const text::Tokenizer> tokenizer,
               std::shared_ptr<const text::ChatTemplate> chat_template);
+  void init_status();
   Status bind() override;
   Status bind(Listener listener) override;
   uint16_t port() const override { return listener_ ? listener_->port() : 0; }
@@ -101,6 +102,12 @@ Status ServerImpl::init(std::shared_ptr<engine::Engine> engine,
   add_reasoning_routes(app_);
   add_page_routes(app_);
   return {};
+}
+
+void ServerImpl::init_status() {
+  app_.created = std::time(nullptr);
+  app_.metrics = std::make_unique<Metrics>(app_.config, nullptr);
+  add_status_routes(app_);
 }
 
 Status ServerImpl::bind() {
@@ -205,7 +212,7 @@ void ServerImpl::accepted(error_code ec, Socket socket, IoThread& target) {
 
 void ServerImpl::begin_drain() {
   if (app_.draining.exchange(true)) return;
-  app_.engine->begin_drain();
+  if (app_.engine != nullptr) app_.engine->begin_drain();
 }
 
 void ServerImpl::stop() {
@@ -213,7 +220,7 @@ void ServerImpl::stop() {
   stopped_ = true;
   if (started_) {
     begin_drain();
-    app_.engine->cancel_all("the server is shutting down");
+    if (app_.engine != nullptr) app_.engine->cancel_all("the server is shutting down");
     app_.generations.wait_zero(kLastWords);
   }
   for (const auto& io : io_) io->stop();
@@ -236,6 +243,14 @@ Result<std::unique_ptr<Server>> Server::create(
   auto server = std::make_unique<ServerImpl>(std::move(config));
   CAPSTAN_RETURN_IF_ERROR(
       server->init(std::move(engine), std::move(tokenizer), std::move(chat_template)));
+  return std::unique_ptr<Server>(std::move(server));
+}
+
+Result<std::unique_ptr<Server>> Server::create_status(ServerConfig config) {
+  CAPSTAN_RETURN_IF_ERROR(validate_config(config));
+  if (!config.group) return internal_error("Server::create_status needs a group");
+  auto server = std::make_unique<ServerImpl>(std::move(config));
+  server->init_status();
   return std::unique_ptr<Server>(std::move(server));
 }
 

@@ -44,6 +44,10 @@ class Server {
       ServerConfig config, std::shared_ptr<engine::Engine> engine,
       std::shared_ptr<const text::Tokenizer> tokenizer,
       std::shared_ptr<const text::ChatTemplate> chat_template);
+  /// What the other nodes of a split server show: health, readiness and metrics of the group
+  /// (config.group), and 404 for all else. It may start before the group is ready; warm_up() is not
+  /// for it.
+  static Result<std::unique_ptr<Server>> create_status(ServerConfig config);
   virtual ~Server() = default;  // stop()
 
   /// Reserves the configured port, or takes one reserved before loading.

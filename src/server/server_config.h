@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "server/group_view.h"
 
 namespace capstan::server {
 
@@ -76,6 +77,8 @@ struct ServerConfig {
   /// secrets are redacted by the server as well.
   std::string launch_args = "{}";
   std::vector<Asset> assets;  // the chat page; usually embedded_assets()
+
+  GroupProbe group;  // of a split server; null: one rank
 
   double health_timeout = 20;         // seconds, SGLANG_HEALTH_CHECK_TIMEOUT
   bool health_generation = true;      // false: /health is 200 without a probe

@@ -8,9 +8,10 @@ namespace capstan::app {
 namespace {
 
 Environment table(std::map<std::string, std::string> values) {
-  return [values = std::move(values)](const char* name) {
+  return [values = std::move(values)](const std::string& name) -> std::optional<std::string> {
     const auto at = values.find(name);
-    return at == values.end() ? nullptr : at->second.c_str();
+    if (at == values.end()) return std::nullopt;
+    return at->second;
   };
 }
 
