@@ -304,29 +304,21 @@ Status load_and_start(ServeOptions& options, LoadedModel& out,
 
 }  // namespace
 
-Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
-                         const std::function<bool()>& cancelled,
-                         const std::function<void(RankGroup&)>& joined) {
-  LoadedModel out;
+Status load(ServeOptions& options, const std::string& model_path,
+            const std::function<bool()>& cancelled, const std::function<void(RankGroup&)>& joined,
+            LoadedModel& out) {
   CAPSTAN_RETURN_IF_ERROR(open_checkpoint(options, model_path, out));
   if (options.parallel.leader()) CAPSTAN_RETURN_IF_ERROR(open_text(options, model_path, out));
   if (cancelled()) return Error{ErrorCode::kAborted, "stopped while loading"};
-  if (!options.parallel.split()) {
-    CAPSTAN_RETURN_IF_ERROR(load_and_start(options, out, cancelled));
-    return out;
-  }
+  if (!options.parallel.split()) return load_and_start(options, out, cancelled);
   CAPSTAN_ASSIGN(out.group,
                  RankGroup::create(options.parallel, facts(options, *out.checkpoint), cancelled));
   RankGroup& group = *out.group;
   if (joined) joined(group);
   const Status status = load_and_start(options, out, [&] { return cancelled() || group.ended(); });
-  if (status.ok()) return out;
+  if (status.ok() || cancelled()) return status;
   // Whoever failed says so to the others; those who only heard of it name the culprit.
-  if (!cancelled() && !group.ended()) {
-    return group.fail_and_explain(options.parallel.first_rank(), status.error());
-  }
-  if (const auto end = group.end(); end && !cancelled()) return unavailable(end->describe());
-  return status.error();
+  return group.fail_and_explain(options.parallel.first_rank(), status.error());
 }
 
 }  // namespace capstan::app

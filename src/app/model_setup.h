@@ -34,9 +34,11 @@ struct LoadedModel {
 /// The group is joined before weights are read rather than after: nodes that do not fit each other
 /// are told so in the first second instead of after the load, and a node that fails to load can
 /// tell the others.
-Result<LoadedModel> load(ServeOptions& options, const std::string& model_path,
-                         const std::function<bool()>& cancelled,
-                         const std::function<void(RankGroup&)>& joined = {});
+///
+/// `out` is filled as things come to be, and has what there was when an error ended it.
+Status load(ServeOptions& options, const std::string& model_path,
+            const std::function<bool()>& cancelled, const std::function<void(RankGroup&)>& joined,
+            LoadedModel& out);
 
 /// --context-length against the model's own; messages name both.
 Result<int> decide_context_length(const ServeOptions& options, const model::ModelConfig& config);

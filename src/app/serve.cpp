@@ -1,7 +1,6 @@
 #include "app/serve.h"
 
 #include <cstdio>
-#include <optional>
 
 #include "app/default_model.h"
 #include "app/group_end.h"
@@ -89,13 +88,14 @@ Result<int> serve_api(ServeOptions& options, ShutdownSignals& signals) {
   CAPSTAN_ASSIGN(server::Listener listener,
                  server::Listener::bind(options.server.host, options.server.port));
   GroupEndWatch watch(signals);
-  CAPSTAN_ASSIGN(LoadedModel loaded, load(
-                                         options, path, [&signals] { return signals.requested(); },
-                                         [&watch](RankGroup& group) { watch.watch(group); }));
+  LoadedModel loaded;
+  CAPSTAN_RETURN_IF_ERROR(load(
+      options, path, [&signals] { return signals.requested(); },
+      [&watch](RankGroup& group) { watch.watch(group); }, loaded));
   RankGroup* group = loaded.group.get();
   watch.set_engine(loaded.engine);
   if (group != nullptr) options.server.group = [group] { return group->view(); };
-  CAPSTAN_ASSIGN(const std::unique_ptr<server::Server> server,
+  CAPSTAN_ASSIGN(std::unique_ptr<server::Server> server,
                  server::Server::create(options.server, loaded.engine, loaded.tokenizer,
                                         loaded.chat_template));
   CAPSTAN_RETURN_IF_ERROR(server->bind(std::move(listener)));
@@ -127,6 +127,7 @@ Result<int> serve_api(ServeOptions& options, ShutdownSignals& signals) {
   const int code = code_of_end(group);
   watch.done();
   if (group != nullptr && code == 0) {
+    server.reset();  // it holds the engine, too
     loaded.engine.reset();
     group->release();
   }
@@ -140,7 +141,8 @@ Result<int> serve_ranks(ServeOptions& options, ShutdownSignals& signals) {
   CAPSTAN_ASSIGN(server::Listener listener,
                  server::Listener::bind(options.server.host, options.server.port));
   GroupEndWatch watch(signals);
-  std::unique_ptr<server::Server> status;
+  LoadedModel loaded;
+  std::unique_ptr<server::Server> status;  // asks the group, so it goes before it
   Status started;
   const auto joined = [&](RankGroup& group) {
     watch.watch(group);
@@ -150,22 +152,13 @@ Result<int> serve_ranks(ServeOptions& options, ShutdownSignals& signals) {
       CAPSTAN_RETURN_IF_ERROR(status->bind(std::move(listener)));
       return status->start();
     }();
+    if (!started.ok()) group.fail(options.parallel.first_rank(), started.error());
   };
-  // The status server asks the group: it goes first.
-  struct StopFirst {
-    std::unique_ptr<server::Server>& server;
-    ~StopFirst() { server.reset(); }
-  };
-  std::optional<LoadedModel> loaded;
-  const StopFirst stop_first{status};
-  {
-    auto result = load(
-        options, path, [&] { return signals.requested() || !started.ok(); }, joined);
-    CAPSTAN_RETURN_IF_ERROR(started);
-    if (!result.ok()) return result.error();
-    loaded.emplace(std::move(result).value());
-  }
-  RankGroup& group = *loaded->group;
+  const Status done = load(
+      options, path, [&signals] { return signals.requested(); }, joined, loaded);
+  CAPSTAN_RETURN_IF_ERROR(started);
+  CAPSTAN_RETURN_IF_ERROR(done);
+  RankGroup& group = *loaded.group;
   group.set_phase(server::kPhaseReady);
   signals.loading_done();
   LOG_INFO("Health and metrics of this node: {}",

@@ -224,11 +224,9 @@ TEST(ServeOptions, SpeculationWithThePredictionLayer) {
 
 TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
   const std::vector<std::vector<std::string>> cases = {
-      {"--tp", "2"},
-      {"--tp", "2", "--nnodes", "2", "--dist-init-addr", "a:1"},
       {"--dp", "2"},
+      {"--tp", "2", "--dp", "2", "--enable-dp-attention"},
       {"--pp-size", "2"},
-      {"--ep", "4"},
       {"--speculative-algorithm", "EAGLE3"},
       {"--disaggregation-mode", "prefill"},
       {"--ssl-keyfile", "k"},
@@ -251,6 +249,48 @@ TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
   // Their defaults, spelled out, are fine.
   good({"--tp", "1", "--dp", "1", "--pp-size", "1", "--ep", "1", "--nnodes", "1", "--node-rank",
         "0", "--disaggregation-mode", "null", "--radix-eviction-policy", "lru", "--device", "cpu"});
+}
+
+TEST(ServeOptions, RanksAndNodes) {
+  const ParallelOptions alone = good({}).parallel;
+  EXPECT_FALSE(alone.split());
+  EXPECT_EQ(alone.ranks_per_node(), 1);
+  const ServeOptions one = good({"--tp-size", "4", "--enable-ep-moe", "--dist-init-addr", "a:1"});
+  EXPECT_EQ(one.parallel.ranks_per_node(), 4);
+  EXPECT_EQ(one.parallel.expert_groups, 4);
+  EXPECT_TRUE(one.parallel.dist_init_addr.empty());
+  EXPECT_EQ(one.notes.size(), 1u);
+  const ParallelOptions p =
+      good({"--tp", "16", "--nnodes", "2", "--node-rank", "1", "--nccl-init-addr", "[::1]:5000",
+            "--expert-parallel-size", "16", "--dist-timeout", "60", "--heartbeat-timeout", "2.5",
+            "--comm-transport", "tcp"},
+           {{"CAPSTAN_GROUP_TOKEN", "secret"}, {"NCCL_SOCKET_IFNAME", "eth1"}})
+          .parallel;
+  EXPECT_EQ(p.ranks, 16);
+  EXPECT_EQ(p.expert_groups, 16);
+  EXPECT_EQ(p.nodes, 2);
+  EXPECT_EQ(p.node, 1);
+  EXPECT_FALSE(p.leader());
+  EXPECT_EQ(p.first_rank(), 8);
+  EXPECT_EQ(p.dist_init_addr, "[::1]:5000");
+  EXPECT_EQ(p.token, "secret");
+  EXPECT_EQ(p.interface, "eth1");
+  EXPECT_EQ(p.transport, comm::Transport::kTcp);
+  EXPECT_EQ(p.dist_timeout.count(), 60);
+  EXPECT_EQ(p.heartbeat_timeout.count(), 2500);
+  const ServeOptions lws = good(
+      {"--tp", "4"},
+      {{"LWS_GROUP_SIZE", "4"}, {"LWS_WORKER_INDEX", "2"}, {"LWS_LEADER_ADDRESS", "r1-0.r1.ns"}});
+  EXPECT_EQ(lws.parallel.node, 2);
+  EXPECT_EQ(lws.parallel.dist_init_addr, "r1-0.r1.ns:20000");
+  EXPECT_EQ(lws.notes.size(), 3u);
+}
+
+TEST(ServeOptions, ThreadsAreSharedAmongRanks) {
+  EXPECT_EQ(threads_per_rank(0, 16, 8), 2);
+  EXPECT_EQ(threads_per_rank(6, 16, 4), 1);
+  EXPECT_EQ(threads_per_rank(8, 2, 2), 4);
+  EXPECT_EQ(threads_per_rank(0, 2, 8), 1);
 }
 
 TEST(ServeOptions, ReasoningParser) {
@@ -276,6 +316,11 @@ TEST(ServeOptions, StartupValidation) {
       {{"--nnodes", "2", "--tp", "2", "--dp", "2", "--dist-init-addr", "a:1"},
        {"enable-dp-attention"}},
       {{"--tp", "4", "--dp", "3", "--enable-dp-attention"}, {"divisible", "4", "3"}},
+      {{"--tp", "4", "--ep", "3"}, {"ep-size", "3", "4"}},
+      {{"--tp", "0"}, {"tp-size", "0"}},
+      {{"--nnodes", "2", "--tp", "2", "--dist-init-addr", "noport"}, {"dist-init-addr", "noport"}},
+      {{"--heartbeat-timeout", "0"}, {"heartbeat-timeout", "0"}},
+      {{"--dist-timeout", "0"}, {"dist-timeout", "0"}},
       {{"--chunked-prefill-size", "100"}, {"100", "page-size", "16"}},
       {{"--chunked-prefill-size", "0"}, {"0"}},
       {{"--enable-priority-scheduling", "--schedule-policy", "lpm"}, {"fcfs", "lpm"}},
