@@ -31,7 +31,9 @@ TEST_P(SplitTest, EqualsOneRank) {
   LoadOptions options;
   options.shard.ep_size = c.experts;
   SplitModel split(path, c.ranks, exact(), options);
-  const size_t tokens = one.model->config().weight_dtype == DType::kF32 ? 64 : 16;
+  // Many ranks on few cores wait for each other's time slices: milliseconds a sum.
+  const bool many = c.ranks > 4;
+  const size_t tokens = many ? 4 : one.model->config().weight_dtype == DType::kF32 ? 64 : 16;
   const Outputs expected = run(*one.model, tokens), actual = run(split, tokens);
   EXPECT_EQ(actual.greedy, expected.greedy);
   const double prefill = largest_difference(actual.prefill, expected.prefill);
