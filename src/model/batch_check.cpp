@@ -1,4 +1,6 @@
 // Checks of a step before it touches memory.
+#include <algorithm>
+
 #include "model/decoder.h"
 
 namespace capstan::model {
@@ -34,6 +36,16 @@ Status check_sequences(const ForwardBatch& b, const KvStore& kv) {
   return {};
 }
 
+Status check_groups(const ForwardBatch& b, int groups) {
+  const auto sequences = static_cast<int32_t>(b.sequences.size());
+  if (b.groups.size() != static_cast<size_t>(groups) + 1 || b.groups.front() != 0 ||
+      b.groups.back() != sequences || !std::is_sorted(b.groups.begin(), b.groups.end())) {
+    return fail(std::to_string(sequences) + " sequences are not divided among the " +
+                std::to_string(groups) + " groups of attention");
+  }
+  return {};
+}
+
 /// `wanted`: the matrix must fit; else it may also be without data.
 Status check_output(const char* what, std::span<const int32_t> rows, size_t tokens,
                     const MatrixView& out, int64_t width, bool wanted) {
@@ -56,7 +68,7 @@ Status check_output(const char* what, std::span<const int32_t> rows, size_t toke
 }  // namespace
 
 Status check_batch(const ForwardBatch& b, const ModelConfig& config, const KvStore& kv,
-                   const MatrixView& logits, bool first_rank) {
+                   const MatrixView& logits, bool first_rank, int groups) {
   const size_t t = b.tokens.size();
   if (t == 0 || b.positions.size() != t || b.slots.size() != t) {
     return fail(std::to_string(t) + " tokens, " + std::to_string(b.positions.size()) +
@@ -74,6 +86,7 @@ Status check_batch(const ForwardBatch& b, const ModelConfig& config, const KvSto
     }
   }
   CAPSTAN_RETURN_IF_ERROR(check_sequences(b, kv));
+  if (groups > 1) CAPSTAN_RETURN_IF_ERROR(check_groups(b, groups));
   // Other ranks than the first do not touch the logits they are given.
   CAPSTAN_RETURN_IF_ERROR(check_output("logit", b.logit_rows, t, first_rank ? logits : MatrixView{},
                                        config.vocab_size, first_rank));

@@ -76,6 +76,7 @@ Decoder::Decoder(const ModelConfig& config, DecoderWeights weights,
       ops_(std::move(ops)),
       mla_form_(options.mla_form),
       ranks_(options.communicator),
+      shard_(options.shard),
       vocabulary_(vocabulary_parts(config, options.shard)),
       widths_(widths_of(weights_)),
       rope_(config.rope),
@@ -103,7 +104,7 @@ Decoder::Decoder(const ModelConfig& config, DecoderWeights weights,
 std::vector<std::vector<uint64_t>> Decoder::expert_load() const { return load_.snapshot(); }
 
 Status Decoder::prepare(const ForwardBatch& batch, const KvStore& kv, const MatrixView& logits) {
-  CAPSTAN_RETURN_IF_ERROR(check_batch(batch, config_, kv, logits, ranks_.first()));
+  CAPSTAN_RETURN_IF_ERROR(check_batch(batch, config_, kv, logits, ranks_.first(), shard_.dp_size));
   const auto t = static_cast<int64_t>(batch.tokens.size());
   try {
     work_.reserve(local_, widths_, weights_.draft.has_value(), t);
@@ -115,45 +116,89 @@ Status Decoder::prepare(const ForwardBatch& batch, const KvStore& kv, const Matr
     return resource_exhausted("not enough memory for the activations of a step of " +
                               std::to_string(t) + " tokens; lower --chunked-prefill-size");
   }
-  rope_.fill(batch.positions, work_.cos.as<float>(), work_.sin.as<float>());
   kept_.clear();
   std::set_union(batch.logit_rows.begin(), batch.logit_rows.end(), batch.hidden_rows.begin(),
                  batch.hidden_rows.end(), std::back_inserter(kept_));
+  take_own_rows(batch);
+  rope_.fill(own_batch_.positions, work_.cos.as<float>(), work_.sin.as<float>());
   return {};
 }
 
-Step Decoder::step_of(const ForwardBatch& batch) {
-  return {local_, *ops_, ranks_, work_, batch, mla_form_, static_cast<float>(config_.rms_norm_eps)};
+void Decoder::take_own_rows(const ForwardBatch& batch) {
+  own_ = {0, static_cast<int64_t>(batch.tokens.size())};
+  own_sequences_.assign(batch.sequences.begin(), batch.sequences.end());
+  if (shard_.dp_size > 1) {
+    const auto group = static_cast<size_t>(shard_.attention_group());
+    const auto first = batch.sequences.begin() + batch.groups[group];
+    const auto last = batch.sequences.begin() + batch.groups[group + 1];
+    own_sequences_.assign(first, last);
+    own_ = {};
+    if (first != last) own_ = {first->q_begin, 0};
+    for (kernels::SequenceSlice& s : own_sequences_) {
+      own_.count += s.q_len;
+      s.q_begin -= static_cast<int32_t>(own_.first);
+    }
+  }
+  const auto first = static_cast<size_t>(own_.first), count = static_cast<size_t>(own_.count);
+  own_batch_ = {batch.tokens.subspan(first, count),
+                batch.positions.subspan(first, count),
+                batch.slots.subspan(first, count),
+                own_sequences_,
+                {}};
+  const auto begin = std::lower_bound(kept_.begin(), kept_.end(), own_.first);
+  const auto end = std::lower_bound(begin, kept_.end(), own_.first + own_.count);
+  own_in_kept_ = {begin - kept_.begin(), end - begin};
+  own_kept_.clear();
+  for (auto row = begin; row != end; ++row) {
+    own_kept_.push_back(*row - static_cast<int32_t>(own_.first));
+  }
 }
 
-Status Decoder::run_layer(const Step& step, const LayerWeights& layer, int index, const KvStore& kv,
-                          bool last) {
+Step Decoder::step() {
+  return {local_,
+          *ops_,
+          ranks_,
+          work_,
+          own_batch_,
+          own_,
+          shard_.attention_part() == 0,
+          mla_form_,
+          static_cast<float>(config_.rms_norm_eps)};
+}
+
+Status Decoder::run_layer(const Step& step, const LayerWeights& layer, int index, int64_t rows,
+                          const KvStore& kv, bool last) {
   attend(step, layer, kv.layer(index));
-  int64_t rows = step.rows();
+  OwnRows own = own_;
   if (last) {
     // Nothing reads the other rows any more: a prefill chunk without outputs saves the last
     // layer's FFN, and rows do not depend on each other, so the bits stay the same.
     keep_rows(work_.x, kept_, config_.hidden_size);
-    keep_rows(work_.attention, kept_, layer.o->k());
+    keep_rows(work_.attention, own_kept_, layer.o->k());
     rows = static_cast<int64_t>(kept_.size());
+    own = own_in_kept_;
   }
   if (rows == 0) return {};
-  return finish_layer(step, layer, index, rows, load_);
+  return finish_layer(step, layer, index, rows, own, load_);
 }
 
 /// x of the kept rows -> normed -> hidden states and logits.
-Status Decoder::write_outputs(const Step& step, const std::vector<float>& norm, MatrixView logits) {
+Status Decoder::write_outputs(const ForwardBatch& batch, const std::vector<float>& norm,
+                              MatrixView logits) {
   const auto rows = static_cast<int64_t>(kept_.size());
   if (rows == 0) return {};
   const MatrixView x = matrix(work_.x, rows, config_.hidden_size);
   const MatrixView normed = matrix(work_.normed, rows, config_.hidden_size);
-  ops_->rms_norm({.x = x, .weight = norm.data(), .eps = step.eps, .y = normed});
-  if (!step.batch.hidden_rows.empty() && step.batch.hidden_states.data != nullptr) {
-    positions_in(step.batch.hidden_rows, kept_, logits_in_kept_);
-    copy_rows(normed, logits_in_kept_, step.batch.hidden_states);
+  ops_->rms_norm({.x = x,
+                  .weight = norm.data(),
+                  .eps = static_cast<float>(config_.rms_norm_eps),
+                  .y = normed});
+  if (!batch.hidden_rows.empty() && batch.hidden_states.data != nullptr) {
+    positions_in(batch.hidden_rows, kept_, logits_in_kept_);
+    copy_rows(normed, logits_in_kept_, batch.hidden_states);
   }
-  if (step.batch.logit_rows.empty()) return {};
-  positions_in(step.batch.logit_rows, kept_, logits_in_kept_);
+  if (batch.logit_rows.empty()) return {};
+  positions_in(batch.logit_rows, kept_, logits_in_kept_);
   keep_rows(work_.normed, logits_in_kept_, config_.hidden_size);
   const auto wanted = static_cast<int64_t>(logits_in_kept_.size());
   return write_logits(matrix(work_.normed, wanted, config_.hidden_size), logits);
@@ -171,16 +216,18 @@ Status Decoder::write_logits(const MatrixView& normed, MatrixView logits) {
 
 Status Decoder::forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) {
   CAPSTAN_RETURN_IF_ERROR(prepare(batch, kv, logits));
-  const Step step = step_of(batch);
+  const Step step = this->step();
+  const auto t = static_cast<int64_t>(batch.tokens.size());
   const OpsStep bracket(*ops_);
   ops_->embed({.ids = batch.tokens,
                .table = &weights_.embedding,
-               .y = matrix(work_.x, step.rows(), config_.hidden_size)});
+               .y = matrix(work_.x, t, config_.hidden_size)});
   for (int l = 0; l < config_.num_layers; ++l) {
     const bool last = l + 1 == config_.num_layers;
-    CAPSTAN_RETURN_IF_ERROR(run_layer(step, weights_.layers[static_cast<size_t>(l)], l, kv, last));
+    CAPSTAN_RETURN_IF_ERROR(
+        run_layer(step, weights_.layers[static_cast<size_t>(l)], l, t, kv, last));
   }
-  return write_outputs(step, weights_.final_norm, logits);
+  return write_outputs(batch, weights_.final_norm, logits);
 }
 
 /// Rank 0 alone keeps hidden states between steps; the others get them from it.
@@ -203,8 +250,9 @@ Status Decoder::share_previous(const DraftBatch& batch, MatrixView& previous) {
 
 Status Decoder::forward_draft(const DraftBatch& batch, KvStore& kv, MatrixView logits) {
   CAPSTAN_RETURN_IF_ERROR(prepare(batch, kv, logits));
-  const Step step = step_of(batch);
-  const int64_t t = step.rows(), width = config_.hidden_size;
+  const Step step = this->step();
+  const auto t = static_cast<int64_t>(batch.tokens.size());
+  const int64_t width = config_.hidden_size;
   if (kv.num_layers() <= config_.num_layers) {
     return internal_error("forward: the cache has no layer for multi-token prediction");
   }
@@ -224,8 +272,8 @@ Status Decoder::forward_draft(const DraftBatch& batch, KvStore& kv, MatrixView l
                   .eps = step.eps,
                   .y = columns(pair, width, width)});
   ops_->linear({.x = pair, .weight = draft.projection.get(), .y = x});
-  CAPSTAN_RETURN_IF_ERROR(run_layer(step, draft.layer, config_.num_layers, kv, /*last=*/true));
-  return write_outputs(step, draft.final_norm, logits);
+  CAPSTAN_RETURN_IF_ERROR(run_layer(step, draft.layer, config_.num_layers, t, kv, /*last=*/true));
+  return write_outputs(batch, draft.final_norm, logits);
 }
 
 }  // namespace capstan::model

@@ -49,10 +49,12 @@ class Decoder final : public Model {
   Status prepare(const ForwardBatch& batch, const KvStore& kv, const MatrixView& logits);
   Status forward_draft(const DraftBatch& batch, KvStore& kv, MatrixView logits);
   Status share_previous(const DraftBatch& batch, MatrixView& previous);
-  Step step_of(const ForwardBatch& batch);
-  Status run_layer(const Step& step, const LayerWeights& layer, int index, const KvStore& kv,
-                   bool last);
-  Status write_outputs(const Step& step, const std::vector<float>& norm, MatrixView logits);
+  void take_own_rows(const ForwardBatch& batch);
+  Step step();
+  Status run_layer(const Step& step, const LayerWeights& layer, int index, int64_t rows,
+                   const KvStore& kv, bool last);
+  Status write_outputs(const ForwardBatch& batch, const std::vector<float>& norm,
+                       MatrixView logits);
   Status write_logits(const MatrixView& normed, MatrixView logits);
 
   ModelConfig config_, local_;  // the model's, this rank's
@@ -60,6 +62,7 @@ class Decoder final : public Model {
   std::shared_ptr<kernels::Ops> ops_;
   kernels::MlaForm mla_form_;
   Ranks ranks_;
+  Shard shard_;
   std::vector<int64_t> vocabulary_;  // rows of the output matrix that each rank has
   Widths widths_;
   RopeTable rope_;
@@ -67,11 +70,18 @@ class Decoder final : public Model {
   Workspace work_;
   ExpertLoad load_;
   std::vector<int32_t> kept_, logits_in_kept_;  // rows that outputs are wanted of
+  // What this rank attends for: its part of the batch, where that stands among all rows, which of
+  // its rows are kept, and where those stand among all that are.
+  ForwardBatch own_batch_;
+  std::vector<kernels::SequenceSlice> own_sequences_;
+  OwnRows own_, own_in_kept_;
+  std::vector<int32_t> own_kept_;
   Draft draft_{*this};
 };
 
-/// Whether the batch agrees with itself, the vocabulary, the cache and the outputs; kInternal.
+/// Whether the batch agrees with itself, the vocabulary, the cache, the outputs and the number of
+/// groups of data-parallel attention; kInternal.
 Status check_batch(const ForwardBatch& batch, const ModelConfig& config, const KvStore& kv,
-                   const MatrixView& logits, bool first_rank);
+                   const MatrixView& logits, bool first_rank, int groups);
 
 }  // namespace capstan::model

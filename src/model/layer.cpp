@@ -141,11 +141,28 @@ void run_experts(const Step& s, const MoeWeights& w, int layer, const MatrixView
   if (epilogue == Epilogue::kAdd) run_ffn(s, w.shared, normed, x, epilogue);
 }
 
+/// x += o(attention) for the rank's own rows, or its part of that sum; others bring the other rows.
+Status add_attention(const Step& s, const LayerWeights& layer, const MatrixView& x, OwnRows own) {
+  if (own.count > 0) {
+    s.ops.linear({.x = matrix(s.work.attention, own.count, layer.o->k()),
+                  .weight = layer.o.get(),
+                  .y = rows_of(x, own),
+                  .epilogue = s.first_in_group ? Epilogue::kAdd : Epilogue::kStore});
+  }
+  std::fill(x.data, x.row(own.first), 0.0F);
+  std::fill(x.row(own.first + own.count), x.row(x.rows), 0.0F);
+  // One sum over all ranks does what a sum within the group and a gathering of the groups' rows
+  // would do, in one exchange and without padding groups to one size.
+  return s.ranks.add_up(x);
+}
+
 }  // namespace
 
 void attend(const Step& s, const LayerWeights& layer, const kernels::PagedKv& cache) {
-  const MatrixView x = matrix(s.work.x, s.rows(), s.config.hidden_size);
-  const MatrixView normed = matrix(s.work.normed, s.rows(), s.config.hidden_size);
+  if (s.rows() == 0) return;
+  const int64_t width = s.config.hidden_size;
+  const MatrixView x = rows_of(matrix(s.work.x, s.own.first + s.own.count, width), s.own);
+  const MatrixView normed = matrix(s.work.normed, s.rows(), width);
   s.ops.rms_norm({.x = x, .weight = layer.input_norm.data(), .eps = s.eps, .y = normed});
   if (layer.mla) {
     attend_latent(s, *layer.mla, normed, cache, heads_output(s, layer));
@@ -154,15 +171,11 @@ void attend(const Step& s, const LayerWeights& layer, const kernels::PagedKv& ca
   }
 }
 
-Status finish_layer(const Step& s, const LayerWeights& layer, int index, int64_t rows,
+Status finish_layer(const Step& s, const LayerWeights& layer, int index, int64_t rows, OwnRows own,
                     ExpertLoad& load) {
   const MatrixView x = matrix(s.work.x, rows, s.config.hidden_size);
   const MatrixView normed = matrix(s.work.normed, rows, s.config.hidden_size);
-  s.ops.linear({.x = matrix(s.work.attention, rows, layer.o->k()),
-                .weight = layer.o.get(),
-                .y = x,
-                .epilogue = s.ranks.residual()});
-  CAPSTAN_RETURN_IF_ERROR(s.ranks.add_up(x));
+  CAPSTAN_RETURN_IF_ERROR(add_attention(s, layer, x, own));
   s.ops.rms_norm({.x = x, .weight = layer.post_attention_norm.data(), .eps = s.eps, .y = normed});
   if (layer.moe) {
     run_experts(s, *layer.moe, index, normed, x, load);

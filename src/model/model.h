@@ -28,6 +28,11 @@ struct ForwardBatch {
   /// Who the sequences are, parallel to them, or empty. A sequence keeps its id over steps. Of no
   /// effect on results: page tables that changed little are sent to other ranks as changes.
   std::span<const uint64_t> sequence_ids = {};
+  /// With data-parallel attention (Shard::dp_size above 1): group g attends for sequences
+  /// [groups[g], groups[g + 1]), and their slots and pages are places in its caches, which it
+  /// numbers on its own (caches are of one size). [dp_size + 1], from 0 to the number of sequences;
+  /// a group may have none.
+  std::span<const int32_t> groups = {};
 };
 
 /// One step of the multi-token prediction layer. Row i combines token i + 1 of a sequence with the

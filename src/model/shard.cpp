@@ -35,18 +35,28 @@ Status check_shard(const ModelConfig& c, const Shard& s) {
   if (s.size < 1 || s.rank < 0 || s.rank >= s.size) {
     return invalid_argument(tp + "there is no rank " + std::to_string(s.rank), "tp-size");
   }
-  if (c.num_heads % s.size != 0) {
+  if (s.dp_size < 1 || s.size % s.dp_size != 0) {
+    return invalid_argument("--dp-size " + std::to_string(s.dp_size) + ": the " +
+                                std::to_string(s.size) +
+                                " ranks of --tp-size can not be divided in groups of attention "
+                                "so; it must divide --tp-size",
+                            "dp-size");
+  }
+  const int n = s.attention_ranks();
+  const std::string whose = s.dp_size > 1 ? " (--tp-size / --dp-size)" : "";
+  const std::string fitting =
+      "; attention of this model can be split over " + fitting_sizes(c) + " ranks";
+  if (c.num_heads % n != 0) {
     return invalid_argument(tp + std::to_string(c.num_heads) +
-                                " attention heads can not be divided by " + std::to_string(s.size) +
-                                "; this model can be split over " + fitting_sizes(c) + " ranks",
+                                " attention heads can not be divided by " + std::to_string(n) +
+                                whose + fitting,
                             "tp-size");
   }
-  if (!heads_fit(c, s.size)) {
-    return invalid_argument(
-        tp + std::to_string(c.num_kv_heads) + " key and value heads can not be divided by " +
-            std::to_string(s.size) + ", nor " + std::to_string(s.size) +
-            " ranks by them; this model can be split over " + fitting_sizes(c) + " ranks",
-        "tp-size");
+  if (!heads_fit(c, n)) {
+    return invalid_argument(tp + std::to_string(c.num_kv_heads) +
+                                " key and value heads can not be divided by " + std::to_string(n) +
+                                whose + ", nor " + std::to_string(n) + " ranks by them" + fitting,
+                            "tp-size");
   }
   if (c.vocab_size < s.size) {
     return invalid_argument(tp + "a vocabulary of " + std::to_string(c.vocab_size) +
@@ -75,8 +85,8 @@ Status check_shard(const ModelConfig& c, const Shard& s) {
 
 ModelConfig local_config(const ModelConfig& config, const Shard& shard) {
   ModelConfig local = config;
-  local.num_heads = config.num_heads / shard.size;
-  local.num_kv_heads = std::max(1, config.num_kv_heads / shard.size);
+  local.num_heads = config.num_heads / shard.attention_ranks();
+  local.num_kv_heads = std::max(1, config.num_kv_heads / shard.attention_ranks());
   return local;
 }
 

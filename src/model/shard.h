@@ -9,6 +9,11 @@
 // the projection of multi-token prediction; and the embedding, of which a rank reads the rows of
 // the tokens it sees: that costs no memory (the file stays mapped) and saves the all-reduce that a
 // split by vocabulary would need.
+//
+// Data-parallel attention (dp_size > 1): heads are divided among the T/dp_size ranks of a group,
+// and each group attends, and keeps keys and values, for its own sequences. All else is as above,
+// on the rows of all groups. It multiplies the room for sequences where ranks would keep the same
+// keys and values (latent attention: all of them), for more attention weights on each rank.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +28,16 @@ struct Shard {
   int rank = 0;
   int size = 1;     // ranks in all: --tp-size
   int ep_size = 1;  // groups of ranks that hold different experts: divides `size`
+  int dp_size = 1;  // groups of ranks that attend for different sequences: divides `size`
 
   int ranks_per_expert() const { return size / ep_size; }
   /// Which of the ep_size groups this rank belongs to, and its place there.
   int expert_group() const { return rank / ranks_per_expert(); }
   int expert_part() const { return rank % ranks_per_expert(); }
+  /// The same of attention.
+  int attention_ranks() const { return size / dp_size; }
+  int attention_group() const { return rank / attention_ranks(); }
+  int attention_part() const { return rank % attention_ranks(); }
 };
 
 /// Whether the model can be split so: numbers of ranks and heads. kInvalidArgument with the rule

@@ -13,8 +13,9 @@ constexpr int64_t kScaleBlock = 128;
 }  // namespace
 
 ShardedWeights::Range ShardedWeights::heads(int64_t n, int64_t row) const {
-  const int64_t first = n * shard_.rank / shard_.size;
-  const int64_t count = std::max<int64_t>(1, n / shard_.size);
+  const int ranks = shard_.attention_ranks();
+  const int64_t first = n * shard_.attention_part() / ranks;
+  const int64_t count = std::max<int64_t>(1, n / ranks);
   return {first * row, (first + count) * row};
 }
 
@@ -50,7 +51,7 @@ Status ShardedWeights::cut_output(WeightSpec& o, int64_t& offset) const {
   const DType dtype = dtype_of_(o);
   if (dtype == DType::kF8E4M3 &&
       (columns.begin % kScaleBlock != 0 || columns.end % kScaleBlock != 0)) {
-    return fp8_error(o, "columns", all, shard_.size, false);
+    return fp8_error(o, "columns", all, shard_.attention_ranks(), false);
   }
   const int64_t block = dtype_info(dtype).block_elems;
   o.slice = WeightSlice::columns(columns.begin / block * block,
@@ -60,6 +61,7 @@ Status ShardedWeights::cut_output(WeightSpec& o, int64_t& offset) const {
 }
 
 Status ShardedWeights::cut_attention(LayerSpec& layer) const {
+  if (shard_.attention_ranks() == 1) return {};
   const ModelConfig& c = config_;
   if (layer.gqa) {
     for (size_t i = 0; i < layer.gqa->qkv.size(); ++i) {  // q, k, v

@@ -41,20 +41,32 @@ struct Workspace {
 int64_t projected_width(const ModelConfig& config);
 int64_t attention_width(const ModelConfig& config);
 
+/// Rows that a rank attends for, behind each other.
+struct OwnRows {
+  int64_t first = 0, count = 0;
+};
+
 struct Step {
   const ModelConfig& config;  // the rank's
   kernels::Ops& ops;
   Ranks& ranks;
   Workspace& work;
-  const ForwardBatch& batch;
+  const ForwardBatch& batch;  // of the rank's own rows: its sequences begin at row 0
+  OwnRows own;                // where those stand among all rows of the step
+  bool first_in_group;        // of the ranks that attend for the same rows
   kernels::MlaForm mla_form;
   float eps;  // of every norm
 
-  int64_t rows() const { return static_cast<int64_t>(batch.tokens.size()); }
+  /// The rank's own.
+  int64_t rows() const { return own.count; }
 };
 
 inline MatrixView matrix(AlignedBuffer& buffer, int64_t rows, int64_t cols) {
   return {buffer.as<float>(), rows, cols, cols};
+}
+
+inline MatrixView rows_of(const MatrixView& m, OwnRows rows) {
+  return {m.row(rows.first), rows.count, m.cols, m.stride};
 }
 
 /// Columns [begin, begin + cols) of a matrix.

@@ -14,10 +14,13 @@ namespace capstan::model {
 
 class DraftSession {
  public:
-  explicit DraftSession(Model& model, int page_size = 16, int max_tokens = 64)
-      : model_(model), page_size_(page_size) {
+  /// `groups`: ForwardBatch::groups of a step with one sequence.
+  explicit DraftSession(Model& model, int page_size = 16, int max_tokens = 64,
+                        std::vector<int32_t> groups = {})
+      : model_(model), page_size_(page_size), groups_(std::move(groups)) {
     const int pages = (max_tokens + page_size - 1) / page_size;
-    auto store = KvStore::create(model.local_config(), pages, page_size, DType::kF32, /*draft_layers=*/1);
+    auto store =
+        KvStore::create(model.local_config(), pages, page_size, DType::kF32, /*draft_layers=*/1);
     EXPECT_TRUE(store.ok()) << store.error().message;
     kv_ = std::make_unique<KvStore>(std::move(*store));
     pages_.resize(static_cast<size_t>(pages));
@@ -32,6 +35,7 @@ class DraftSession {
       Rows rows(*this, at, n);
       std::vector<float> states(n * width());
       ForwardBatch batch = rows.batch(prompt.subspan(at, n));
+      batch.groups = groups_;
       batch.hidden_rows = rows.all;
       batch.hidden_states = view(states, n, width());
       check(model_.forward(batch, *kv_, MatrixView{}));
@@ -41,6 +45,7 @@ class DraftSession {
       Rows draft_rows(*this, at, drafted);
       DraftBatch draft;
       static_cast<ForwardBatch&>(draft) = draft_rows.batch(prompt.subspan(at + 1, drafted));
+      draft.groups = groups_;
       draft.previous = view(states, drafted, width());
       draft.logit_rows = draft_rows.all;
       const auto vocab = static_cast<size_t>(model_.config().vocab_size);
@@ -86,6 +91,7 @@ class DraftSession {
 
   Model& model_;
   int page_size_;
+  std::vector<int32_t> groups_;
   std::unique_ptr<KvStore> kv_;
   std::vector<int32_t> pages_;
 };

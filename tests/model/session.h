@@ -1,4 +1,4 @@
-// Sequences in a paged cache, run chunk by chunk: what the engine does, as plainly as possible.
+// Sequences in paged caches, run chunk by chunk: what the engine does, as plainly as possible.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -25,18 +25,22 @@ class Session {
   };
   using Rows = std::vector<std::vector<float>>;
 
-  Session(Model& model, int page_size, DType kv_dtype = DType::kF32, int max_tokens = 600)
-      : model_(model), page_size_(page_size) {
+  /// `groups` of data-parallel attention: sequence i belongs to group i % groups, and each group
+  /// has the same pages to give. Chunks of a step stand in the order of their groups.
+  Session(Model& model, int page_size, DType kv_dtype = DType::kF32, int max_tokens = 600,
+          int groups = 1)
+      : model_(model), page_size_(page_size), free_(static_cast<size_t>(groups)) {
     const int pages = max_tokens / page_size + 8;
     auto store = KvStore::create(model.local_config(), pages, page_size, kv_dtype);
     EXPECT_TRUE(store.ok()) << store.error().message;
     kv_ = std::make_unique<KvStore>(std::move(*store));
-    free_.resize(static_cast<size_t>(pages));
-    std::iota(free_.begin(), free_.end(), 0);
+    free_[0].resize(static_cast<size_t>(pages));
+    std::iota(free_[0].begin(), free_[0].end(), 0);
     // Neighbouring positions lie in distant pages, so that page arithmetic is exercised.
-    std::sort(free_.begin(), free_.end(), [](int a, int b) {
+    std::sort(free_[0].begin(), free_[0].end(), [](int a, int b) {
       return std::pair(a * 7919 % 101, a) < std::pair(b * 7919 % 101, b);
     });
+    std::fill(free_.begin() + 1, free_.end(), free_[0]);
   }
 
   /// One step with all chunks; the logits asked for, chunk by chunk.
@@ -44,15 +48,19 @@ class Session {
     std::vector<int32_t> tokens, positions, rows;
     std::vector<int64_t> slots;
     std::vector<kernels::SequenceSlice> slices;
+    std::vector<int32_t> groups(free_.size() + 1);
     for (const Chunk& chunk : chunks) {
+      const size_t group = static_cast<size_t>(chunk.sequence) % free_.size();
+      std::fill(groups.begin() + static_cast<std::ptrdiff_t>(group) + 1, groups.end(),
+                static_cast<int32_t>(slices.size()) + 1);
       auto& s = sequence(chunk.sequence);
       kernels::SequenceSlice slice;
       slice.q_begin = static_cast<int32_t>(tokens.size());
       slice.q_len = static_cast<int32_t>(chunk.tokens.size());
       for (const int32_t token : chunk.tokens) {
         if (s.length % page_size_ == 0) {
-          s.pages.push_back(free_.back());
-          free_.pop_back();
+          s.pages.push_back(free_[group].back());
+          free_[group].pop_back();
         }
         if (chunk.all_logits) rows.push_back(static_cast<int32_t>(tokens.size()));
         tokens.push_back(token);
@@ -69,9 +77,10 @@ class Session {
     }
     const int64_t vocab = model_.config().vocab_size;
     std::vector<float> logits(rows.size() * static_cast<size_t>(vocab));
-    const Status status =
-        model_.forward({tokens, positions, slots, slices, rows}, *kv_,
-                       {logits.data(), static_cast<int64_t>(rows.size()), vocab, vocab});
+    ForwardBatch batch{tokens, positions, slots, slices, rows};
+    batch.groups = groups;
+    const Status status = model_.forward(
+        batch, *kv_, {logits.data(), static_cast<int64_t>(rows.size()), vocab, vocab});
     EXPECT_TRUE(status.ok()) << status.error().message;
     Rows out;
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -121,7 +130,7 @@ class Session {
   Model& model_;
   int page_size_;
   std::unique_ptr<KvStore> kv_;
-  std::vector<int32_t> free_;
+  std::vector<std::vector<int32_t>> free_;  // pages of each group
   std::vector<Sequence> sequences_;
 };
 
