@@ -229,7 +229,7 @@ std::function<void(const std::string&)> end_stuck_process(RankGroup* group, int 
   constexpr int kStuck = 70;  // EX_SOFTWARE
   if (group == nullptr) return {};
   return [group, rank](const std::string& what) {
-    group->fail(rank, internal_error(what));
+    group->fail(rank, internal_error(what + group->who_is_behind()));
     group->wait_end(std::chrono::seconds(3));
     std::_Exit(kStuck);
   };
@@ -316,7 +316,8 @@ Status load(ServeOptions& options, const std::string& model_path,
   RankGroup& group = *out.group;
   if (joined) joined(group);
   const Status status = load_and_start(options, out, [&] { return cancelled() || group.ended(); });
-  if (status.ok() || cancelled()) return status;
+  if (status.ok()) return {};
+  if (cancelled()) return Error{ErrorCode::kAborted, "stopped while loading"};
   // Whoever failed says so to the others; those who only heard of it name the culprit.
   return group.fail_and_explain(options.parallel.first_rank(), status.error());
 }

@@ -69,8 +69,7 @@ Status check_replicas(const FlagValues& f, int64_t tp, int64_t dp, int64_t nodes
 Result<int> expert_groups(const FlagValues& f, int64_t tp) {
   int64_t ep = *f.integer("ep-size");
   // Older releases had a switch in its place.
-  const bool all = f.boolean("enable-ep-moe") || f.boolean("enable-deepep-moe");
-  if (all && !f.given("ep-size")) ep = tp;
+  if (f.boolean("enable-ep-moe") && !f.given("ep-size")) ep = tp;
   if (ep < 1) return refuse("ep-size", f.text("ep-size") + " is not at least 1");
   if (tp % ep != 0) {
     return refuse("ep-size", std::to_string(ep) + " does not divide --tp-size " +

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 
 #include "base/log.h"
 
@@ -196,6 +197,32 @@ std::optional<comm::GroupEnd> RankGroup::end() const {
 bool RankGroup::wait_end(std::chrono::milliseconds give_up) {
   std::unique_lock lock(mutex_);
   return changed_.wait_for(lock, give_up, [this] { return end_.has_value(); });
+}
+
+Status RankGroup::wait_ready(const std::function<bool()>& cancelled) {
+  constexpr auto kLook = std::chrono::milliseconds(20);
+  while (!view().unready().empty()) {
+    if (cancelled()) return Error{ErrorCode::kAborted, "stopped while loading"};
+    if (wait_end(kLook)) return unavailable(end()->describe());
+  }
+  return {};
+}
+
+std::string RankGroup::who_is_behind() const {
+  const server::GroupView now = view();
+  const server::NodeView* own = now.own();
+  std::string text;
+  for (const server::NodeView& n : now.nodes) {
+    if (own == nullptr || n.node == now.own_node) continue;
+    // A node that finished the last step and was just heard is no suspect.
+    if (n.step >= own->step && n.heartbeat_age < now.heartbeat_timeout / 3) continue;
+    char part[160];
+    std::snprintf(part, sizeof(part), "%snode %d (%s) is at step %llu, heard %.1f s ago",
+                  text.empty() ? " (" : ", ", n.node, n.host.c_str(),
+                  static_cast<unsigned long long>(n.step), n.heartbeat_age);
+    text += part;
+  }
+  return text.empty() ? text : text + ")";
 }
 
 void RankGroup::note_timings(const std::vector<double>& seconds) {

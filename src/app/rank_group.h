@@ -58,12 +58,18 @@ class RankGroup {
   void on_end(std::function<void(const comm::GroupEnd&)> callback);
   bool ended() const;
   std::optional<comm::GroupEnd> end() const;
-  /// Waits for the end; false when `give_up` is over or `stop` says so (asked at every notify()).
+  /// Waits for the end; false when `give_up` is over.
   bool wait_end(std::chrono::milliseconds give_up);
+  /// Waits until all nodes say that they are ready, which takes a heartbeat. kAborted when
+  /// `cancelled` says so.
+  Status wait_ready(const std::function<bool()>& cancelled);
 
   /// Seconds that each rank computed per step; the slow one is named in the log.
   void note_timings(const std::vector<double>& seconds);
   server::GroupView view() const;
+  /// For a step that waits too long for other nodes: which are behind, " (node 1 (b) is at step 4,
+  /// heard 3.2 s ago)"; empty: none.
+  std::string who_is_behind() const;
   /// Whether another node asked to be drained.
   bool drain_requested() const;
 

@@ -102,7 +102,10 @@ Result<int> serve_api(ServeOptions& options, ShutdownSignals& signals) {
   log_capacity(options.engine);
   if (!options.skip_warmup) CAPSTAN_RETURN_IF_ERROR(server->warm_up());
   if (signals.requested()) return Error{ErrorCode::kAborted, "stopped while loading"};
-  if (group != nullptr) group->set_phase(server::kPhaseReady);
+  if (group != nullptr) {
+    group->set_phase(server::kPhaseReady);
+    CAPSTAN_RETURN_IF_ERROR(group->wait_ready([&signals] { return signals.requested(); }));
+  }
   signals.loading_done();
   CAPSTAN_RETURN_IF_ERROR(server->start());
   LOG_INFO("Chat page and API: {}", page_address(options.server.host, server->port()));

@@ -257,7 +257,11 @@ void EngineImpl::note_admissions(const scheduler::StepPlan& plan, StepFacts& fac
 }
 
 void EngineImpl::fail_step(const scheduler::StepPlan& plan, const Error& error) {
-  LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(), error.message);
+  // The end of a group was told already, in one line.
+  if (error.code != ErrorCode::kUnavailable) {
+    LOG_ERROR("A step of {} requests failed, they are aborted: {}", plan.items.size(),
+              error.message);
+  }
   scheduler_->abandon(plan);  // nothing it wrote may be served from the cache
   for (const scheduler::PlanItem& item : plan.items) {
     LiveRequest* live = find(item.id);

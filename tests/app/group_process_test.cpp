@@ -181,6 +181,47 @@ TEST(GroupProcess, AKilledLeaderEndsTheWorkers) {
       << pair.worker.output();
 }
 
+TEST(GroupProcess, AStoppedWorkerIsGivenUp) {
+  std::vector<std::string> flags = kLongContext;
+  flags.insert(flags.end(), {"--heartbeat-timeout", "1"});
+  Pair pair(flags, {kAllowIt});
+  auto stream = long_stream(pair.leader.port());
+  ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
+  pair.worker.signal(SIGSTOP);
+  EXPECT_TRUE(contains(stream.get(), "no heartbeat"));
+  EXPECT_EQ(pair.leader.wait(), 69) << pair.leader.output();
+  EXPECT_TRUE(contains(pair.leader.output(), "The group has ended: rank 1 (node 1"));
+  pair.worker.signal(SIGCONT);
+  EXPECT_EQ(pair.worker.wait(), 69) << pair.worker.output();
+}
+
+TEST(GroupProcess, TheWatchdogShowsWhereAStepHangs) {
+  std::vector<std::string> flags = kLongContext;
+  flags.insert(flags.end(), {"--heartbeat-timeout", "60", "--watchdog-timeout", "0.5"});
+  Pair pair(flags, {kAllowIt});
+  auto stream = long_stream(pair.leader.port());
+  ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
+  pair.worker.signal(SIGSTOP);
+  EXPECT_EQ(pair.leader.wait(), 70) << pair.leader.output();
+  const std::string log = pair.leader.output();
+  EXPECT_TRUE(contains(log, "(engine)") && contains(log, "capstan::engine::GroupModel")) << log;
+  EXPECT_TRUE(contains(log, "watchdog-timeout") && contains(log, "node 1 (")) << log;
+  stream.get();
+  pair.worker.signal(SIGCONT);
+  EXPECT_NE(pair.worker.wait(), 0) << pair.worker.output();
+}
+
+TEST(GroupProcess, DrainIsBoundedOnAllNodes) {
+  Pair pair(kLongContext, {kAllowIt, "SGLANG_SHUTDOWN_TIMEOUT=0.3"});
+  auto stream = long_stream(pair.leader.port());
+  ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
+  pair.leader.signal(SIGTERM);
+  pair.worker.signal(SIGTERM);
+  EXPECT_EQ(pair.leader.wait(), 0) << pair.leader.output();
+  EXPECT_EQ(pair.worker.wait(), 0) << pair.worker.output();
+  stream.get();
+}
+
 TEST(GroupProcess, NodesThatDoNotFitAreToldTheDifference) {
   const int rendezvous = free_port();
   Process leader(node_args(0, rendezvous));
