@@ -1,7 +1,9 @@
 #include "app/bench.h"
 
 #include <cstdio>
+#include <cstring>
 
+#include "app/bench_comm.h"
 #include "app/bench_model.h"
 #include "app/bench_options.h"
 #include "app/bench_report.h"
@@ -45,6 +47,7 @@ static Result<BenchReport> measure(const BenchOptions& options) {
 }
 
 int run_bench(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "comm") == 0) return run_bench_comm(argc - 1, argv + 1);
   const ParsedBench parsed = parse_bench_options(argc, argv);
   if (!parsed.proceed) return parsed.exit_code;
   // Stdout is the table's; the engine's line per batch would cost time as well.

@@ -9,7 +9,8 @@ ParsedBench parse_bench_options(int argc, char** argv) {
   BenchOptions& o = parsed.options;
   CLI::App cli{
       "Measures a model on this machine and says what share of the machine's limits it reaches.\n"
-      "Other load falsifies the figures; compare figures of one run only.",
+      "Other load falsifies the figures; compare figures of one run only.\n"
+      "`capstan bench comm` measures the operations among ranks instead, without a model.",
       "capstan bench"};
   std::string what = "all";
   cli.add_option("what", what, "what to measure")

@@ -14,7 +14,8 @@ constexpr const char* kUsage =
     "\n"
     "  serve    load a model and serve it over HTTP (capstan serve --help)\n"
     "  up       start several nodes of one server on this machine (capstan up --help)\n"
-    "  bench    measure decode, prefill and serving speed on this machine (capstan bench --help)\n"
+    "  bench    measure decode, prefill and serving speed on this machine (capstan bench --help),\n"
+    "           or the operations among ranks (capstan bench comm --help)\n"
     "  version  print the version\n";
 
 }  // namespace

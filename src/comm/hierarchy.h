@@ -34,7 +34,7 @@ struct HierarchyPlace {
   uint64_t key = 0;
 };
 
-class HierarchyCommunicator final : public Communicator {
+class alignas(128) HierarchyCommunicator final : public Communicator {
  public:
   /// `region` is that of this node's ranks; `local` this rank's place among them.
   HierarchyCommunicator(HierarchyPlace place, RegionView region, int local);

@@ -5,6 +5,7 @@
 #include "comm/hierarchy.h"
 #include "comm/local_slices.h"
 #include "comm/reduce.h"
+#include "comm/shared_copy.h"
 
 namespace capstan::comm {
 namespace {
@@ -48,7 +49,7 @@ bool HierarchyCommunicator::reduce_small(std::byte* data, int64_t count, DType d
   const int n = local_.size();
   if (!leads()) {
     if (!port().begin()) return false;
-    std::memcpy(port().buffer(local_.rank()), data, bytes);
+    copy_out(port().buffer(local_.rank()), data, bytes);
     port().post();
     if (!port().begin()) return false;
     port().post();
@@ -74,7 +75,7 @@ bool HierarchyCommunicator::reduce_small(std::byte* data, int64_t count, DType d
   if (!sum_nodes(sum, type, data, dtype, count)) return false;
   if (n == 1) return true;
   if (!port().begin()) return false;
-  std::memcpy(port().buffer(0), data, bytes);
+  copy_out(port().buffer(0), data, bytes);
   port().post();
   return true;
 }

@@ -58,7 +58,8 @@ class SubgroupKeys {
 /// kInvalidArgument unless `ranks` ascend within [0, size) and hold `rank`; else rank's place.
 Result<int> check_subgroup(std::span<const int> ranks, int rank, int size);
 
-class LocalCommunicator final : public Communicator {
+/// 128: the objects of two ranks must not meet in a cache line (0.59 us instead of 0.35 us).
+class alignas(128) LocalCommunicator final : public Communicator {
  public:
   LocalCommunicator(RegionView region, int rank, std::shared_ptr<Fate> fate,
                     std::shared_ptr<RegionSource> source, uint64_t key);

@@ -2,6 +2,7 @@
 
 #include <boost/json.hpp>
 
+#include "app/bench_comm.h"
 #include "app/bench_model.h"
 #include "app/bench_options.h"
 #include "app/bench_report.h"
@@ -49,6 +50,56 @@ TEST(BenchOptions, RefusesWithExitCode2) {
   const ParsedBench help = parse({"--help"});
   EXPECT_FALSE(help.proceed);
   EXPECT_EQ(help.exit_code, 0);
+}
+
+ParsedBenchComm parse_comm(std::vector<std::string> args) {
+  args.insert(args.begin(), "comm");
+  std::vector<char*> argv;
+  for (std::string& a : args) argv.push_back(a.data());
+  return parse_bench_comm_options(static_cast<int>(argv.size()), argv.data());
+}
+
+std::vector<std::string> way_names(const ParsedBenchComm& parsed) {
+  std::vector<std::string> names;
+  for (const CommWay& way : comm_ways(parsed.options)) {
+    names.push_back(way.name + std::to_string(way.nodes));
+  }
+  return names;
+}
+
+TEST(BenchComm, FlagsSayHowRanksAreSpread) {
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(way_names(parse_comm({})), (Names{"threads1", "shared_memory2", "tcp2"}));
+  EXPECT_EQ(way_names(parse_comm({"--tp", "3"})), (Names{"threads1"}));
+  EXPECT_EQ(way_names(parse_comm({"--tp", "8", "--nnodes", "4"})),
+            (Names{"shared_memory4", "tcp4"}));
+  EXPECT_EQ(way_names(parse_comm({"--nnodes", "2", "--comm-transport", "tcp"})), (Names{"tcp2"}));
+  EXPECT_EQ(parse_comm({"--tp", "3", "--nnodes", "2"}).exit_code, 2);
+  EXPECT_EQ(parse_comm({"--op", "all_reduc"}).exit_code, 2);
+  EXPECT_EQ(parse_comm({"--elements", "0"}).exit_code, 2);
+  EXPECT_EQ(parse_comm({"--help"}).exit_code, 0);
+}
+
+TEST(BenchComm, EveryWayMeasuresEveryOperation) {
+  ParsedBenchComm parsed = parse_comm({"--elements", "64,70000", "--seconds", "0.001"});
+  ASSERT_TRUE(parsed.proceed);
+  for (const CommWay& way : comm_ways(parsed.options)) {
+    const auto rows = bench_comm_way(way, parsed.options);
+    ASSERT_TRUE(rows.ok()) << rows.error().message;
+    ASSERT_EQ(rows->size(), 11u);  // five operations of two sizes, and the barrier
+    EXPECT_EQ(rows->front().name, way.name + " all_reduce, 64");
+    EXPECT_EQ(rows->back().name, way.name + " barrier");
+    for (const BenchRow& row : *rows) {
+      for (const auto& [key, value] : row.values) {
+        if (key == "p50_us" || key == "p99_us") {
+          EXPECT_GT(value, 0) << row.name;
+        }
+      }
+    }
+  }
+  const auto limits = bench_loopback(parsed.options);
+  ASSERT_TRUE(limits.ok()) << limits.error().message;
+  EXPECT_EQ(limits->size(), 4u);
 }
 
 TEST(BenchReport, PercentileInterpolates) {

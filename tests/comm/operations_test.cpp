@@ -324,6 +324,39 @@ TEST_P(Operations, WrongArgumentsAreErrorsAndHarmNothing) {
   });
 }
 
+class Large : public testing::TestWithParam<Shape> {};
+
+TEST_P(Large, SixteenMillionElements) {
+  const int64_t count = 16 << 20;
+  Ranks ranks = make_ranks(GetParam());
+  const int size = static_cast<int>(ranks.size());
+  on_all(ranks, [&](Communicator& c) {
+    // Whole numbers below 2^24: exact in any order, so the sum is known without adding.
+    std::vector<float> data(count);
+    for (int64_t i = 0; i < count; ++i) {
+      data[i] = static_cast<float>((i % 1021) * (c.rank() + 1));
+    }
+    ASSERT_TRUE(c.all_reduce(data.data(), count, DType::kF32).ok());
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      wrong += data[i] != static_cast<float>((i % 1021) * (size * (size + 1) / 2));
+    }
+    EXPECT_EQ(wrong, 0);
+    std::vector<float> part(count / size);
+    ASSERT_TRUE(c.reduce_scatter(data.data(), part.data(), count / size, DType::kF32).ok());
+    ASSERT_TRUE(c.all_gather(part.data(), data.data(), count / size * 4).ok());
+    for (int64_t i = 0; i < count / size * size; ++i) {
+      wrong += data[i] != static_cast<float>((i % 1021) * (size * (size + 1) / 2) * size);
+    }
+    EXPECT_EQ(wrong, 0);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Large,
+                         testing::Values(Shape{Way::kLocal, 1, 2}, Shape{Way::kShared, 2, 1},
+                                         Shape{Way::kTcp, 2, 1}, Shape{Way::kTcp, 3, 1}),
+                         [](const auto& info) { return info.param.name(); });
+
 INSTANTIATE_TEST_SUITE_P(All, Operations,
                          testing::Values(Shape{Way::kLocal, 1, 1}, Shape{Way::kLocal, 1, 2},
                                          Shape{Way::kLocal, 1, 3}, Shape{Way::kLocal, 1, 8},
