@@ -198,9 +198,21 @@ JINJA = ("{% %} {{ }} {%- -%} {# #} if elif else endif for in endfor recursive l
          ".split( .strip( .startswith( .items() .get( .upper() .format( [::-1] [-1] [1:] ~ // ** ==").split()
 
 
+def batch_message_seeds():
+    """Two steps of two sequences: tables sent whole, then one page more (tests/fuzz/batch_message_fuzz.cpp)."""
+    fresh, one_query, continues, appends, follows, same = 2, 4, 8, 32, 1, 16
+    first = bytes([2,  # sequences
+                   fresh | appends | continues, 0, 5, 10, 2,      # mirror 0, 5 queries, pages 5 and 6 as differences
+                   fresh | appends | continues, 1, 4, 40,         # mirror 1, 4 queries, page 20
+                   *range(9)])
+    second = bytes([2, follows | one_query | continues | same, follows | one_query | continues | appends, 2, 7, 8])
+    messages = [(1, 2, first), (1, 2, second), (2, 1 | 2 << 2, second)]
+    yield "steps", b"".join(struct.pack("<HBB", len(m), kind, modes) + m for kind, modes, m in messages)
+
+
 def dictionary(name):
     words = set()
-    for pattern in WORDS[name]:
+    for pattern in WORDS.get(name, []):  # messages between ranks have no words
         for path in sorted(ROOT.glob(pattern)):
             words |= set(re.findall(r'"([A-Za-z_][A-Za-z0-9_.\-]{1,39})"', path.read_text()))
     if name == "chat_template_fuzz":
@@ -214,7 +226,8 @@ def dictionary(name):
 def main():
     out = Path(sys.argv[1])
     for name, seeds in [("gguf_fuzz", gguf_seeds), ("safetensors_fuzz", safetensors_seeds),
-                        ("http_body_fuzz", http_body_seeds), ("chat_template_fuzz", chat_template_seeds)]:
+                        ("http_body_fuzz", http_body_seeds), ("chat_template_fuzz", chat_template_seeds),
+                        ("batch_message_fuzz", batch_message_seeds)]:
         (out / name).mkdir(parents=True, exist_ok=True)
         for file_name, content in seeds():
             (out / name / file_name).write_bytes(content)
