@@ -157,8 +157,13 @@ TEST(GroupProcess, AKilledWorkerEndsStreamsWithAnErrorAndIsNamed) {
       Pair pair(flags, {kAllowIt}, rendezvous);
       auto stream = long_stream(pair.leader.port());
       ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
-      std::this_thread::sleep_for(100ms);
+      auto whole = std::async(std::launch::async, [port = pair.leader.port()] {
+        return http(port, "POST", "/v1/completions", completion(1900000));
+      });
+      EXPECT_TRUE(pair.leader.wait_for("#running-req: 2")) << pair.leader.output();
       pair.worker.signal(SIGKILL);
+      const std::string refused = whole.get();
+      EXPECT_TRUE(contains(refused, " 503 ") && contains(refused, "rank 1")) << refused;
       const std::string text = stream.get();
       EXPECT_TRUE(contains(text, "\"error\"") && contains(text, "rank 1")) << text.substr(0, 2000);
       EXPECT_TRUE(contains(text, "[DONE]"));
