@@ -154,7 +154,6 @@ void Leader::drop(int node, const std::string& why, TimePoint now) {
   LOG_WARN("{} left before the group was complete ({}); waiting for it to come again",
            describe_node(node, member->second.host), why);
   members_.erase(member);
-  if (members_.empty()) first_joined_.reset();
   if (const auto next = contenders_.find(node); next != contenders_.end()) {
     Candidate candidate = std::move(next->second);
     contenders_.erase(next);

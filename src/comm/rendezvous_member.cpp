@@ -48,7 +48,8 @@ class Member {
 
 std::optional<TimePoint> Member::deadline() const {
   if (config_.dist_timeout.count() > 0) return started_ + config_.dist_timeout;
-  if (first_welcome_) return *first_welcome_ + timing_.forming;
+  // Node 0 knows which nodes are missing: its word comes first.
+  if (first_welcome_) return *first_welcome_ + timing_.forming + timing_.opening;
   return std::nullopt;
 }
 

@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/log.h"
 #include "comm/control_socket.h"
 #include "comm/group_control.h"
 
@@ -26,6 +27,10 @@ using namespace std::chrono_literals;
 
 /// Nothing here may hang; a limit that no slow machine reaches.
 inline constexpr auto kHang = 60s;
+
+/// The logger is made before there are threads: the library is not instrumented, so ThreadSanitizer
+/// would take its making on first use for a race.
+inline const bool kLoggerIsMade = init_logging("info").ok();
 
 /// A port that is free, below those that the kernel gives to outgoing connections, and not soon
 /// asked for by another test process.

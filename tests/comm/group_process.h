@@ -45,8 +45,14 @@ class Process {
   void signal(int number) { EXPECT_EQ(kill(pid_, number), 0); }
   void order(char c) { EXPECT_EQ(write(in_.get(), &c, 1), 1); }
 
-  /// Reads on until a line begins with `start`; log lines are skipped. Empty at the end.
+  /// Reads on until a line begins with `start`; others are skipped. Empty at the end.
   std::string line(const std::string& start) {
+    return next([&](const std::string& line) { return line.starts_with(start); });
+  }
+  std::string line_with(const std::string& part) {
+    return next([&](const std::string& line) { return contains(line, part); });
+  }
+  std::string next(const std::function<bool(const std::string&)>& wanted) {
     while (true) {
       size_t end = text_.find('\n');
       while (end == std::string::npos) {
@@ -54,7 +60,7 @@ class Process {
         if (!wait_for(out_.get(), 1 /* POLLIN */, Clock::now() + kHang, [] {
                return false;
              }).ok()) {
-          ADD_FAILURE() << "no line '" << start << "'; so far: " << text_;
+          ADD_FAILURE() << "the line does not come; so far: " << log_ << text_;
           return "";
         }
         const ssize_t n = read(out_.get(), more, sizeof more);
@@ -65,7 +71,7 @@ class Process {
       const std::string line = text_.substr(0, end);
       text_.erase(0, end + 1);
       log_ += line + "\n";
-      if (line.starts_with(start)) return line;
+      if (wanted(line)) return line;
     }
   }
   const std::string& log() const { return log_; }

@@ -63,13 +63,16 @@ TEST_F(GroupProcessTest, StoppedLeaderIsNamedByAllAndLearnsItWhenItGoesOn) {
   EXPECT_EQ(nodes_[0]->exit_code(), 3);
 }
 
-TEST_F(GroupProcessTest, ShortStopIsSurvived) {
-  start(2, 20000);
+TEST_F(GroupProcessTest, ShortStopIsReportedAndSurvived) {
+  start(2, 10000);
   nodes_[1]->signal(SIGSTOP);
+  // Node 0 warns after a fifth of the limit.
+  EXPECT_TRUE(contains(nodes_[0]->line_with("no heartbeat for"), "the group ends at 10.0 s"));
   std::this_thread::sleep_for(500ms);
   nodes_[1]->signal(SIGCONT);
+  EXPECT_FALSE(nodes_[1]->line_with("this process did not run for").empty());
   nodes_[0]->signal(SIGSTOP);
-  std::this_thread::sleep_for(500ms);
+  std::this_thread::sleep_for(300ms);
   nodes_[0]->signal(SIGCONT);
   std::this_thread::sleep_for(200ms);
   nodes_[0]->order('r');

@@ -3,7 +3,8 @@
 
 #include <fcntl.h>
 
-#include <set>
+#include <algorithm>
+#include <random>
 
 #include "comm/group_fixture.h"
 
@@ -217,6 +218,32 @@ TEST(GroupTest, StatesShowStepsAndPhasesOfAllNodesEverywhere) {
     EXPECT_EQ(nodes[i]->states()[i].seconds_since_heartbeat, 0);
   }
   nodes[0]->release();
+}
+
+TEST(GroupTest, DestructionAtAnyMomentNeitherHangsNorCrashes) {
+  std::mt19937 random(7);
+  const auto pause = [&](unsigned most_ms) {
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % (1000 * most_ms)));
+  };
+  GroupTiming timing;
+  timing.backoff = 2ms;
+  for (int round = 0; round < 20; ++round) {
+    const uint16_t port = free_port();
+    std::vector<std::unique_ptr<Joiner>> nodes;
+    for (int i = 0; i < 3; ++i) {
+      nodes.push_back(std::make_unique<Joiner>(make_config(3, i, port), timing));
+    }
+    // Some rounds cut into the joining, others into the running group.
+    pause(round % 2 == 0 ? 8 : 60);
+    std::shuffle(nodes.begin(), nodes.end(), random);
+    for (auto& node : nodes) {
+      if (random() % 3 == 0 && node->done() && node->result().ok()) {
+        (*node->result())->fail(0, unavailable("chance"));
+      }
+      node = nullptr;
+      pause(3);
+    }
+  }
 }
 
 TEST(GroupTest, OneNodeAloneIsAGroupToo) {
