@@ -82,6 +82,6 @@ class Decoder final : public Model {
 /// Whether the batch agrees with itself, the vocabulary, the cache, the outputs and the number of
 /// groups of data-parallel attention; kInternal.
 Status check_batch(const ForwardBatch& batch, const ModelConfig& config, const KvStore& kv,
-                   const MatrixView& logits, bool first_rank, int groups);
+                   const MatrixView& logits, bool first_rank, int groups = 1);
 
 }  // namespace capstan::model
