@@ -1,5 +1,6 @@
 // Whoever does not belong to the group, and talks to its port.
 #include <poll.h>
+#include <sys/resource.h>
 
 #include "comm/group_fixture.h"
 
@@ -265,6 +266,34 @@ TEST(OpeningTest, LinkOfAnEarlierIncarnationIsRefused) {
       EXPECT_TRUE(contains(status.error().message, "another incarnation"));
     }
   }
+}
+
+TEST(OpeningTest, WithoutDescriptorsTheAcceptorPausesAndGoesOnLater) {
+  Acceptor acceptor(listen_on(nullptr, 0).value(), Purpose::kControl, "key", {});
+  RawClient client(acceptor.port());
+  const HelloBytes hello = encode_hello({1, "0.1.0", Purpose::kControl, random_digest()});
+  client.write(std::string(hello.data(), hello.size()));
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit none{0, limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const TimePoint now = Clock::now() + 1h;  // pauses end in its future, not in ours
+  EXPECT_TRUE(acceptor.advance(now).empty());
+  std::vector<pollfd> watched;
+  acceptor.collect(watched);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  // The listener stays readable: whoever polls it now would spin.
+  EXPECT_TRUE(watched.empty());
+  EXPECT_EQ(acceptor.next(now), now + 100ms);
+  (void)acceptor.advance(now + 101ms);
+  acceptor.collect(watched);
+  ASSERT_EQ(watched.size(), 1u);  // the client; the pause of the listener is over by `now` only
+  char answer = 0;
+  EXPECT_TRUE(wait_until([&] {
+    (void)acceptor.advance(now + 102ms);
+    return recv(client.fd(), &answer, 1, MSG_DONTWAIT) == 1;
+  }));
+  EXPECT_EQ(answer, 'C');
 }
 
 TEST(OpeningTest, ClientNamesAnotherProtocolOfAServerThatKnowsTheSecret) {
