@@ -121,7 +121,7 @@ void UpGroup::print_nodes() const {
     entry["address"] = row.host;
     entry["port"] = node->address.port;
     if (network_) {
-      const NodePlace& place = network_->place(row.node);
+      const UpPlace& place = network_->place(row.node);
       entry["namespace"] = place.name;
       entry["interface"] = place.interface;
       entry["link"] = place.link;

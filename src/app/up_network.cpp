@@ -187,7 +187,7 @@ Status UpNetwork::build(int nodes, int slot) {
   host_interface_ = host_link(slot);
   host_address_ = address(slot, 1);
   for (int node = 0; node < nodes; ++node) {
-    NodePlace place;
+    UpPlace place;
     place.name = prefix(slot) + "node" + std::to_string(node);
     place.path = std::string(kNamespaces) + "/" + place.name;
     place.address = address(slot, node + 2);
@@ -196,19 +196,19 @@ Status UpNetwork::build(int nodes, int slot) {
     places_.push_back(place);
   }
   std::string lines = "netns add " + bridge_namespace_ + "\n";
-  for (const NodePlace& place : places_) lines += "netns add " + place.name + "\n";
+  for (const UpPlace& place : places_) lines += "netns add " + place.name + "\n";
   lines += "link add " + host_interface_ + " type veth peer name host netns " + bridge_namespace_ +
            "\naddr add " + host_address_ + "/24 dev " + host_interface_ + "\nlink set " +
            host_interface_ + " up\n";
   CAPSTAN_RETURN_IF_ERROR(ip("", lines));
   lines = "link add " + bridge_ + " type bridge\nlink set " + bridge_ +
           " up\nlink set lo up\nlink set host master " + bridge_ + " up\n";
-  for (const NodePlace& place : places_) {
+  for (const UpPlace& place : places_) {
     lines += "link add " + place.link + " type veth peer name " + place.interface + " netns " +
              place.name + "\nlink set " + place.link + " master " + bridge_ + " up\n";
   }
   CAPSTAN_RETURN_IF_ERROR(ip(bridge_namespace_, lines));
-  for (const NodePlace& place : places_) {
+  for (const UpPlace& place : places_) {
     CAPSTAN_RETURN_IF_ERROR(ip(place.name, "link set lo up\naddr add " + place.address +
                                                "/24 dev " + place.interface + "\nlink set " +
                                                place.interface + " up\nroute add default via " +
@@ -220,7 +220,7 @@ Status UpNetwork::build(int nodes, int slot) {
 UpNetwork::~UpNetwork() {
   if (lock_ < 0) return;
   std::vector<std::string> names = {bridge_namespace_};
-  for (const NodePlace& place : places_) names.push_back(place.name);
+  for (const UpPlace& place : places_) names.push_back(place.name);
   std::erase_if(names, [](const std::string& name) {
     return name.empty() || !fs::exists(std::string(kNamespaces) + "/" + name);
   });

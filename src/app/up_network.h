@@ -17,7 +17,7 @@
 
 namespace capstan::app {
 
-struct NodePlace {
+struct UpPlace {
   std::string name;       // of the namespace, and the node's host name; empty: none
   std::string path;       // file of the namespace
   std::string address;    // IPv4
@@ -34,7 +34,7 @@ class UpNetwork {
   UpNetwork(const UpNetwork&) = delete;
   UpNetwork& operator=(const UpNetwork&) = delete;
 
-  const NodePlace& place(int node) const { return places_[static_cast<size_t>(node)]; }
+  const UpPlace& place(int node) const { return places_[static_cast<size_t>(node)]; }
   const std::string& bridge_namespace() const { return bridge_namespace_; }
   const std::string& bridge() const { return bridge_; }
   const std::string& host_interface() const { return host_interface_; }
@@ -51,7 +51,7 @@ class UpNetwork {
   Status build(int nodes, int slot);
 
   int lock_ = -1;
-  std::vector<NodePlace> places_;
+  std::vector<UpPlace> places_;
   std::string bridge_namespace_, bridge_ = "br0", host_interface_, host_address_;
   std::vector<std::string> removed_;
 };
