@@ -12,7 +12,7 @@ PRESET ?= release
 BUILD   = build/$(PRESET)
 
 .DEFAULT_GOAL := help
-.PHONY: help run port test build deps test-deps model check-format format lint fuzz clean
+.PHONY: help run port test test-faults build deps test-deps model check-format format lint fuzz clean
 
 help:            ## what this file can do
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -30,6 +30,10 @@ test: test-deps  ## install what is missing, build, run all tests
 	@scripts/build.sh $(PRESET) $(JOBS)
 	@scripts/get_model.sh
 	@scripts/run_tests.sh $(PRESET)
+
+test-faults: test-deps  ## every fault in every phase against groups of nodes (needs root; minutes)
+	@scripts/build.sh $(PRESET) $(JOBS) capstan
+	@PYTHON=build/venv/bin/python tests/cluster/run.sh $(BUILD)/capstan --all-faults
 
 build: deps      ## build a release binary (build/release/capstan)
 	@scripts/build.sh $(PRESET) $(JOBS) capstan
