@@ -218,7 +218,7 @@ def test_ranks_over_nodes_answer_as_one_process(namespaces, reference):
 def test_drain_lets_streams_finish_on_all_nodes(namespaces):
     with Cluster(nodes=2, tp=2) as group:
         group.wait_ready(START)
-        stream = Stream(group.url, max_tokens=1500)
+        stream = Stream(group.url, max_tokens=300)
         stream.wait_events(5)
         group.process.send_signal(15)
         group.wait_line("draining")
