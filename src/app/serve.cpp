@@ -7,6 +7,7 @@
 #include "app/model_setup.h"
 #include "app/signals.h"
 #include "base/log.h"
+#include "platform/mapping_faults.h"
 
 namespace capstan::app {
 namespace {
@@ -214,6 +215,7 @@ int run_serve(const std::vector<std::string>& args) {
   if (Status status = init_logging(options->log_level); !status.ok()) {
     return usage_error(status.error());
   }
+  platform::explain_mapping_faults();
   ShutdownSignals signals(options->force_shutdown);
   if (options->parallel.split()) set_process_rank(options->parallel.first_rank());
   log_arguments(*flags, *options);

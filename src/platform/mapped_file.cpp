@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <system_error>
 
+#include "platform/mapping_faults.h"
+
 namespace capstan::platform {
 namespace {
 
@@ -55,11 +57,14 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   file.data_ = static_cast<const std::byte*>(data);
   file.size_ = size;
   file.path_ = path;
+  note_mapping(file.data_, size, path);
   return file;
 }
 
 MappedFile::~MappedFile() {
-  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  if (data_ == nullptr) return;
+  forget_mapping(data_);
+  ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 void MappedFile::advise(Advice advice, size_t offset, size_t length) const {

@@ -1,10 +1,14 @@
 #include "platform/mapped_file.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
+
+#include "platform/mapping_faults.h"
 
 namespace capstan::platform {
 namespace {
@@ -72,6 +76,20 @@ TEST_F(MappedFileTest, ErrorsNamePathAndReason) {
   file = MappedFile::open(put("file", "x") + "/below");
   ASSERT_FALSE(file.ok());
   EXPECT_EQ(file.error().code, ErrorCode::kNotFound);
+}
+
+TEST_F(MappedFileTest, ATruncatedFileIsNamedWhenTheProcessDies) {
+  const std::string path = put("shrinks", std::string(64 << 10, 'x'));
+  EXPECT_EXIT(
+      {
+        explain_mapping_faults();
+        auto other = MappedFile::open(put("stays", "x"));
+        auto file = MappedFile::open(path);
+        const bool cut = truncate(path.c_str(), 4096) == 0;
+        const volatile std::byte* data = file->data();
+        exit(cut ? static_cast<int>(data[8192]) : 1);
+      },
+      testing::KilledBySignal(SIGBUS), "shrinks' can not be read at byte 8192");
 }
 
 }  // namespace
