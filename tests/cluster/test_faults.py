@@ -13,7 +13,7 @@ from faults import FAULTS
 LIMIT = 10  # seconds from a fault to the end of all, beside the heartbeat's
 START = 60
 LONG_PROMPT = 24000  # tokens: seconds of prefill
-SHORT_STREAM = 600   # tokens, for those that must finish
+SHORT_STREAM = 300   # tokens, for those that must finish
 # What clients may see of a group that ends: with a leader that can still speak, an error; else a broken
 # connection. Never a hang, never an end that looks like success.
 SPOKEN = {"error event", "status 500", "status 503", "cut"}
