@@ -125,7 +125,7 @@ Result<std::vector<BenchRow>> to_rows(Result<std::vector<BenchSample>> samples) 
 
 /// Both ends send `bytes` and receive as many, polling.
 Status swap(int fd, const std::byte* out, std::byte* in, size_t bytes) {
-  constexpr size_t kPiece = 256 << 10;  // as comm's own
+  constexpr size_t kPiece = 512 << 10;  // as comm's own
   size_t sent = 0;
   size_t received = 0;
   while (sent < bytes || received < bytes) {

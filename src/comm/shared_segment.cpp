@@ -25,7 +25,7 @@ constexpr uint64_t kMagic = 0x31474553'53504143;  // "CAPSSEG1"
 constexpr size_t kPage = 4096;
 constexpr int kEntries = 512;  // subgroups alive at once, in all
 
-// Buffers of the whole group: TUNING.
+// Buffers of the whole group. Each chunk costs two rounds, a fraction of a microsecond each.
 constexpr size_t kBufferBytes = size_t{512} << 10;
 // Subgroups get smaller ones, and each rank may be in so many of them at once.
 constexpr size_t kSubgroupBufferBytes = size_t{64} << 10;

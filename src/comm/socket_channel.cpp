@@ -14,9 +14,10 @@
 namespace capstan::comm {
 namespace {
 
-// One send of a large frame: what was summed last should still be in the cache, and reading must
-// take turns with writing.
-constexpr size_t kSendPiece = 256 << 10;
+// One send of a large frame: reading must take turns with writing, but each turn has its price.
+// all_reduce of 458,752 floats between two cores on loopback, with as large reads: 64 KiB 896 us,
+// 128 KiB 765 us, 256 KiB 757 us, 512 KiB 715 us, where an exchange without a sum takes 650 us.
+constexpr size_t kSendPiece = 512 << 10;
 constexpr int kMaxVectors = 64;
 
 }  // namespace
@@ -111,6 +112,7 @@ bool Channel::try_receive(Running& run, bool stuck) {
     std::unique_lock lock(run.link->receiving, std::try_to_lock);
     // Whoever holds it reads for us as well.
     if (lock.owns_lock()) {
+      if (!run.received) mesh_->take_early(*run.inbox);  // the rest of a frame, room allowing
       any = mesh_->read(*run.link, run.inbox, stuck);
       if (run.link->left && !run.received && !run.inbox->complete.load()) {
         mesh_->lost(*run.link, "was closed: it has left the group");

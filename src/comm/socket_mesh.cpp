@@ -16,8 +16,8 @@ namespace {
 // Read ahead at the start of a frame: header and small payloads in one call. Larger payloads are
 // read into their place.
 constexpr size_t kReadAhead = 16 << 10;
-// One read of a large payload: what is added next should still be in the cache.
-constexpr size_t kReadPiece = 256 << 10;
+// One read of a large payload; see kSendPiece.
+constexpr size_t kReadPiece = 512 << 10;
 // No message is as large; a length beyond is garbage, not a reason to allocate.
 constexpr uint64_t kLongestKept = uint64_t{4} << 30;
 constexpr int kMaxVectors = 64;
@@ -183,8 +183,12 @@ bool Mesh::read_payload(Link& link) {
   int n = 0;
   const bool direct = to.begun;
   const size_t ahead = link.end - link.begin;
-  const auto want =
+  auto want =
       static_cast<size_t>(std::min<uint64_t>(link.current_left, ahead > 0 ? ahead : kReadPiece));
+  if (direct && to.flow->room != nullptr) {
+    want = std::min(want, to.flow->room->load() - to.received.load(std::memory_order_relaxed));
+    if (want == 0) return false;
+  }
   if (direct) {
     size_t sum = 0;
     for (size_t i = 0; i < to.flow->recv.size() && n < kMaxVectors && sum < want; ++i) {
@@ -248,33 +252,37 @@ void Mesh::complete(Inbox& inbox) {
   }
 }
 
-/// Hands the oldest frame that was kept aside to the flow that waits; true if there was one, whole.
-bool Mesh::take_early(Inbox& inbox) {
-  if (inbox.flow == nullptr || inbox.early.empty()) return false;
+/// Hands the oldest frame that was kept aside, once it is whole, to the flow that waits; as much of
+/// it as there is room for.
+void Mesh::take_early(Inbox& inbox) {
+  if (inbox.flow == nullptr || inbox.early.empty()) return;
   Inbox::Early& early = inbox.early.front();
-  if (early.filled < early.bytes.size()) return false;
+  const size_t size = early.bytes.size();
+  if (early.filled < size) return;
   Flow& flow = *inbox.flow;
   if (flow.any != nullptr) {
-    if (flow.any->bytes() < early.filled) *flow.any = AlignedBuffer(early.filled * 2);
-    flow.any_bytes = early.filled;
-    if (early.filled > 0) std::memcpy(flow.any->data(), early.bytes.data(), early.filled);
-  } else if (early.filled != inbox.expected) {
-    fate_->fail(unavailable(name(flow.node) + " sent a frame of " + std::to_string(early.filled) +
+    if (flow.any->bytes() < size) *flow.any = AlignedBuffer(size * 2);
+    flow.any_bytes = size;
+    flow.recv.clear();
+    if (size > 0) flow.recv.push_back({flow.any->data(), size});
+  } else if (size != inbox.expected) {
+    fate_->fail(unavailable(name(flow.node) + " sent a frame of " + std::to_string(size) +
                             " bytes where " + std::to_string(inbox.expected) +
                             " were due: the ranks do not call the same operation"));
-    return false;
-  } else {
-    size_t at = 0;
-    for (const iovec& v : flow.recv) {
-      std::memcpy(v.iov_base, early.bytes.data() + at, v.iov_len);
-      at += v.iov_len;
-    }
-    flow.recv.clear();
+    return;
   }
-  inbox.received.store(early.filled, std::memory_order_release);
+  size_t taken = inbox.received.load(std::memory_order_relaxed);
+  const size_t until = flow.room != nullptr ? std::min(size, flow.room->load()) : size;
+  while (taken < until) {
+    const size_t n = std::min(flow.recv.front().iov_len, until - taken);
+    std::memcpy(flow.recv.front().iov_base, early.bytes.data() + taken, n);
+    consume(flow.recv, n);
+    taken += n;
+  }
+  inbox.received.store(taken, std::memory_order_release);
+  if (taken < size) return;
   inbox.early.pop_front();
   complete(inbox);
-  return true;
 }
 
 }  // namespace capstan::comm

@@ -40,6 +40,8 @@ struct Flow {
   /// Instead of `recv`: a frame of any size, into a buffer that grows.
   AlignedBuffer* any = nullptr;
   size_t any_bytes = 0;
+  /// If set: no more than this many bytes may come so far; raised by the operation's progress.
+  const std::atomic<size_t>* room = nullptr;
 
   // Bytes of the frame that the kernel took over, and that have come.
   size_t sent = 0;
@@ -131,7 +133,7 @@ class Mesh : public std::enable_shared_from_this<Mesh> {
   bool read_payload(Link& link);
   bool accept_header(Link& link, const FrameHeader& header);
   void finish_frame(Link& link);
-  bool take_early(Inbox& inbox);
+  void take_early(Inbox& inbox);
   void complete(Inbox& inbox);
   void lost(const Link& link, const std::string& how);
   void lost(const Link& link, const char* call, int error);

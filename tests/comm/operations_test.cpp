@@ -64,7 +64,7 @@ TEST_P(Operations, SumsDoNotDependOnPositionOrSize) {
         ASSERT_TRUE(c.all_reduce(data.data() + (done + 1) * width, n, dtype).ok());
         done += n;
       }
-      EXPECT_EQ(std::memcmp(data.data() + width, expected.data(), expected.size()), 0);
+      EXPECT_TRUE(same(data.data() + width, expected.data(), expected.size()));
     });
   }
 }
@@ -80,12 +80,12 @@ TEST_P(Operations, ReduceScatter) {
         std::vector<std::byte> recv(bytes);
         const Status s = c.reduce_scatter(send.data(), recv.data(), count, dtype);
         ASSERT_TRUE(s.ok()) << s.error().message;
-        EXPECT_EQ(std::memcmp(recv.data(), expected.data() + bytes * c.rank(), bytes), 0)
+        EXPECT_TRUE(same(recv.data(), expected.data() + bytes * c.rank(), bytes))
             << dtype_info(dtype).name << " x " << count;
         // The result may replace this rank's own part.
         std::byte* own = send.data() + bytes * c.rank();
         ASSERT_TRUE(c.reduce_scatter(send.data(), own, count, dtype).ok());
-        EXPECT_EQ(std::memcmp(own, expected.data() + bytes * c.rank(), bytes), 0);
+        EXPECT_TRUE(same(own, expected.data() + bytes * c.rank(), bytes));
       });
     }
   }
@@ -100,13 +100,12 @@ TEST_P(Operations, AllGather) {
       ASSERT_TRUE(s.ok()) << s.error().message;
       std::vector<std::byte> in_place(recv.size());
       std::byte* own = in_place.data() + bytes * c.rank();
-      std::memcpy(own, send.data(), static_cast<size_t>(bytes));
+      if (bytes > 0) std::memcpy(own, send.data(), static_cast<size_t>(bytes));
       ASSERT_TRUE(c.all_gather(own, in_place.data(), bytes).ok());
       EXPECT_TRUE(recv == in_place);
       for (int r = 0; r < size(); ++r) {
         const auto expected = values(DType::kI64, r, bytes / 8 + 1);
-        EXPECT_EQ(std::memcmp(recv.data() + bytes * r, expected.data(), static_cast<size_t>(bytes)),
-                  0)
+        EXPECT_TRUE(same(recv.data() + bytes * r, expected.data(), static_cast<size_t>(bytes)))
             << bytes << " bytes of rank " << r;
       }
     });
@@ -125,8 +124,7 @@ TEST_P(Operations, AllToAll) {
       ASSERT_TRUE(s.ok()) << s.error().message;
       for (int r = 0; r < size(); ++r) {
         const auto expected = values(DType::kI64, r, bytes / 8 + 1, 1000000 * c.rank());
-        EXPECT_EQ(std::memcmp(recv.data() + bytes * r, expected.data(), static_cast<size_t>(bytes)),
-                  0)
+        EXPECT_TRUE(same(recv.data() + bytes * r, expected.data(), static_cast<size_t>(bytes)))
             << bytes << " bytes of rank " << r;
       }
     });
@@ -141,7 +139,7 @@ TEST_P(Operations, Broadcast) {
         auto data = values(DType::kI64, c.rank(), bytes / 8 + 1, bytes);
         const Status s = c.broadcast(data.data(), bytes, root);
         ASSERT_TRUE(s.ok()) << s.error().message;
-        EXPECT_EQ(std::memcmp(data.data(), expected.data(), static_cast<size_t>(bytes)), 0)
+        EXPECT_TRUE(same(data.data(), expected.data(), static_cast<size_t>(bytes)))
             << bytes << " bytes of root " << root;
       });
     }
@@ -183,7 +181,7 @@ TEST_P(Operations, Messages) {
           const auto got = c.receive_message();
           ASSERT_TRUE(got.ok()) << got.error().message;
           ASSERT_EQ(static_cast<int64_t>(got->size()), bytes);
-          EXPECT_EQ(std::memcmp(got->data(), expected.data(), static_cast<size_t>(bytes)), 0);
+          EXPECT_TRUE(same(got->data(), expected.data(), static_cast<size_t>(bytes)));
         }
       }
     });
@@ -226,7 +224,7 @@ TEST_P(Operations, AnyOrderOfOperationsWithDelays) {
           ASSERT_TRUE(
               c.all_gather(mine.data(), all.data(), static_cast<int64_t>(mine.size())).ok());
           const auto theirs = values(DType::kF32, root, count, static_cast<int64_t>(step));
-          ASSERT_EQ(std::memcmp(all.data() + root * mine.size(), theirs.data(), mine.size()), 0);
+          ASSERT_TRUE(same(all.data() + root * mine.size(), theirs.data(), mine.size()));
           break;
         }
         case 2: {
@@ -252,7 +250,7 @@ TEST_P(Operations, AnyOrderOfOperationsWithDelays) {
           ASSERT_TRUE(c.gather(mine.data(), all.data(), bytes, root).ok());
           for (int r = 0; c.rank() == root && r < size(); ++r) {
             const auto theirs = values(DType::kF32, r, count, static_cast<int64_t>(step));
-            ASSERT_EQ(std::memcmp(all.data() + r * mine.size(), theirs.data(), mine.size()), 0);
+            ASSERT_TRUE(same(all.data() + r * mine.size(), theirs.data(), mine.size()));
           }
           break;
         }
@@ -291,7 +289,7 @@ TEST_P(Operations, Subgroups) {
             (*sub)->all_gather(own.data(), all.data(), static_cast<int64_t>(own.size())).ok());
         for (size_t i = 0; i < members.size(); ++i) {
           const auto theirs = values(DType::kBF16, members[i], count, 9);
-          EXPECT_EQ(std::memcmp(all.data() + i * own.size(), theirs.data(), own.size()), 0);
+          EXPECT_TRUE(same(all.data() + i * own.size(), theirs.data(), own.size()));
         }
       }
       ASSERT_TRUE(c.barrier().ok());

@@ -46,7 +46,7 @@ TEST(AddParts, AllTypesCountsAndPlaces) {
             for (auto& part : copies) pointers.push_back(part.data() + width);  // unaligned
             std::byte* out = (place < 0 ? own : copies[place]).data() + width;
             add(pointers.data(), ranks, dtype, out, dtype, count);
-            EXPECT_EQ(std::memcmp(out, expected.data(), expected.size()), 0)
+            EXPECT_TRUE(same(out, expected.data(), expected.size()))
                 << dtype_info(dtype).name << " x " << count << ", " << ranks << " parts";
           }
         }
@@ -120,7 +120,7 @@ TEST(AddParts, DoesNotDependOnTheThreadsFloatingPointMode) {
   add_parts(parts, 2, DType::kF32, flushed.data(), DType::kF32, 37);
   EXPECT_EQ(_mm_getcsr() & 0x8040, 0x8040u);
   _mm_setcsr(before);
-  EXPECT_EQ(std::memcmp(plain.data(), flushed.data(), 37 * 4), 0);
+  EXPECT_TRUE(same(plain.data(), flushed.data(), 37 * 4));
   EXPECT_GT(plain[0], 0);
 }
 #endif
@@ -133,7 +133,7 @@ TEST(CopyOut, AllSizesAndPlaces) {
       for (const size_t from : {0, 5, 64}) {
         std::vector<std::byte> target(source.size() + 128, std::byte{0xab});
         copy_out(target.data() + to, source.data() + from, bytes);
-        ASSERT_EQ(std::memcmp(target.data() + to, source.data() + from, bytes), 0);
+        ASSERT_TRUE(same(target.data() + to, source.data() + from, bytes));
         for (size_t i = 0; i < to; ++i) ASSERT_EQ(target[i], std::byte{0xab});
         for (size_t i = to + bytes; i < target.size(); ++i) ASSERT_EQ(target[i], std::byte{0xab});
       }

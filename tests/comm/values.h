@@ -11,6 +11,11 @@
 
 namespace capstan::comm {
 
+/// memcmp() that may be asked about nothing.
+inline bool same(const void* a, const void* b, size_t bytes) {
+  return bytes == 0 || std::memcmp(a, b, bytes) == 0;
+}
+
 inline uint64_t scramble(uint64_t x) {
   x += 0x9e3779b97f4a7c15;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
