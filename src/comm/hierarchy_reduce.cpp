@@ -20,8 +20,8 @@ constexpr int64_t kExtraBytesForOneExchange = 16 << 10;
 constexpr int64_t kPieceBytes = 64 << 10;
 
 // What comes from the other of two nodes goes round in so much memory and stays in the cache.
-// all_reduce of 4 Mi floats between two cores on loopback: 7.0 ms, with memory for all of it 7.6 ms;
-// an exchange without a sum takes 6.3 ms.
+// all_reduce of 4 Mi floats between two cores on loopback: 7.0 ms, with memory for all of it 7.6
+// ms; an exchange without a sum takes 6.3 ms.
 constexpr int64_t kRingBytes = 1 << 20;
 
 void need(AlignedBuffer& buffer, int64_t bytes) {

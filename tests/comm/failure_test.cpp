@@ -367,6 +367,51 @@ TEST_F(Impostor, RightFramesWork) {
   EXPECT_EQ(sum_error(), "");
 }
 
+TEST_F(Impostor, ALargeFrameThatCameTooEarlyIsKeptAndAddedInPieces) {
+  // Its head is read together with the small frame before it, when nobody waits for it yet.
+  const int64_t count = (3 << 20) / 4 + 5;
+  std::vector<float> theirs(count), mine(count);
+  for (int64_t i = 0; i < count; ++i) {
+    theirs[i] = static_cast<float>(i);
+    mine[i] = 0.5f;
+  }
+  std::vector<std::byte> stream;
+  const auto put = [&](const void* data, size_t bytes) {
+    const auto* p = static_cast<const std::byte*>(data);
+    stream.insert(stream.end(), p, p + bytes);
+  };
+  const FrameHeader small = header(0, 16);
+  const FrameHeader large = header(1, static_cast<uint64_t>(count) * 4);
+  put(&small, sizeof(small));
+  put(theirs.data(), 16);
+  put(&large, sizeof(large));
+  put(theirs.data(), theirs.size() * 4);
+  std::thread talker([&] {
+    for (size_t at = 0; at < stream.size();) {
+      const ssize_t n = write(fd_, stream.data() + at, stream.size() - at);
+      ASSERT_GT(n, 0);
+      at += static_cast<size_t>(n);
+    }
+  });
+  std::thread listener([&] {
+    std::vector<std::byte> sink(1 << 16);
+    for (size_t left = stream.size(); left > 0;) {
+      const ssize_t n = ::read(fd_, sink.data(), std::min(left, sink.size()));
+      ASSERT_GT(n, 0);
+      left -= static_cast<size_t>(n);
+    }
+  });
+  std::this_thread::sleep_for(5ms);  // both frames are in the socket
+  EXPECT_EQ(sum_error(), "");
+  const Status s = rank_->all_reduce(mine.data(), count, DType::kF32);
+  talker.join();
+  listener.join();
+  ASSERT_TRUE(s.ok()) << s.error().message;
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) wrong += mine[i] != 0.5f + static_cast<float>(i);
+  EXPECT_EQ(wrong, 0);
+}
+
 TEST_F(Impostor, WrongSequenceNumber) {
   say(header(0, 16), {1, 2, 3, 4});
   EXPECT_EQ(sum_error(), "");
