@@ -65,13 +65,14 @@ TEST_F(GroupNetworkTest, MemberWaitsForAnAddressThatComesToLifeLater) {
   EXPECT_TRUE(contains(nodes_[1]->line("["), "cannot be joined yet"));
   in(0, "ip addr add 10.231.7.1/24 dev " + device_[0]);
   start(0, 20000);
-  for (auto& node : nodes_) EXPECT_FALSE(node->line("joined").empty());
+  for (auto& node : nodes_) ASSERT_FALSE(node->line("joined").empty()) << node->log();
   // The same port again, at once, after an end without farewells.
   nodes_[0]->signal(SIGKILL);
-  nodes_[1]->signal(SIGKILL);
+  EXPECT_EQ(nodes_[0]->exit_code(), 128 + SIGKILL);
+  EXPECT_EQ(nodes_[1]->exit_code(), 3);
   start(0, 20000);
   start(1, 20000);
-  for (auto& node : nodes_) EXPECT_FALSE(node->line("joined").empty());
+  for (auto& node : nodes_) ASSERT_FALSE(node->line("joined").empty()) << node->log();
   nodes_[0]->order('r');
   EXPECT_EQ(nodes_[0]->exit_code(), 0);
   EXPECT_EQ(nodes_[1]->exit_code(), 0);

@@ -78,7 +78,10 @@ class Process {
 
   int exit_code() {
     int status = 0;
-    EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
+    if (!wait_until([&] { return waitpid(pid_, &status, WNOHANG) == pid_; })) {
+      ADD_FAILURE() << "the process does not end; so far: " << log_;
+      return -1;
+    }
     pid_ = -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
