@@ -27,7 +27,7 @@ struct HierarchyPlace {
   std::vector<NodeRanks> nodes;  // ascending; at least two
   size_t mine = 0;               // index of this process's
   std::vector<int> world;        // the topology's number of each rank
-  std::shared_ptr<Mesh> mesh;
+  std::shared_ptr<Mesh> mesh;    // before `channel`, which uses it to its end
   std::shared_ptr<Channel> channel;
   std::shared_ptr<RegionSource> source;
   std::function<std::string(int)> rank_name;  // by the topology's number

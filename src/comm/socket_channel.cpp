@@ -47,7 +47,7 @@ struct Channel::Running {
   bool received = true;
 };
 
-Channel::Channel(std::shared_ptr<Mesh> mesh, uint64_t key) : mesh_(std::move(mesh)), key_(key) {
+Channel::Channel(Mesh* mesh, uint64_t key) : mesh_(mesh), key_(key) {
   sent_frames_.resize(mesh_->links_.size());
   wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   waker_ = mesh_->fate().add_waker([fd = wake_fd_] {

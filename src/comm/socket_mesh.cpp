@@ -54,7 +54,7 @@ std::shared_ptr<Channel> Mesh::channel(uint64_t key, int users) {
   const std::lock_guard lock(channels_mutex_);
   auto found = channels_.find(key);
   if (found == channels_.end()) {
-    auto made = std::make_shared<Channel>(shared_from_this(), key);
+    auto made = std::make_shared<Channel>(this, key);
     found = channels_.emplace(key, Pending{std::move(made), users}).first;
   }
   std::shared_ptr<Channel> channel = found->second.channel;

@@ -73,7 +73,7 @@ void consume(std::vector<iovec>& vectors, size_t bytes);
 
 class Channel;
 
-class Mesh : public std::enable_shared_from_this<Mesh> {
+class Mesh {
  public:
   /// Connected, non-blocking sockets; `links` are closed with the mesh.
   Mesh(std::vector<NodeLink> links, int ranks_per_node, bool crowded, std::shared_ptr<Fate> fate);
@@ -154,7 +154,7 @@ class Mesh : public std::enable_shared_from_this<Mesh> {
 /// One group's frames. Used by one thread at a time (whose predecessor has handed over).
 class Channel {
  public:
-  Channel(std::shared_ptr<Mesh> mesh, uint64_t key);
+  Channel(Mesh* mesh, uint64_t key);
   ~Channel();
   Channel(const Channel&) = delete;
   Channel& operator=(const Channel&) = delete;
@@ -172,7 +172,7 @@ class Channel {
   bool try_receive(Running& run, bool stuck);
   void sleep(std::vector<Running>& running);
 
-  const std::shared_ptr<Mesh> mesh_;
+  Mesh* const mesh_;  // its users keep it alive; the mesh keeps channels that not all have fetched
   const uint64_t key_;
   std::vector<uint64_t> sent_frames_;  // by node
   int wake_fd_ = -1;
