@@ -158,7 +158,8 @@ Status open_checkpoint(ServeOptions& options, const std::string& model_path, Loa
   CAPSTAN_RETURN_IF_ERROR(check_quantization(options.quantization, is_gguf));
   CAPSTAN_RETURN_IF_ERROR(check_speculation(options, *out.checkpoint));
   const ParallelOptions& p = options.parallel;
-  CAPSTAN_RETURN_IF_ERROR(model::check_shard(config, {p.first_rank(), p.ranks, p.expert_groups}));
+  CAPSTAN_RETURN_IF_ERROR(
+      model::check_shard(config, {p.first_rank(), p.ranks, p.expert_groups, p.attention_groups}));
   engine::EngineConfig& e = options.engine;
   CAPSTAN_ASSIGN(e.scheduler.context_length, decide_context_length(options, config));
   CAPSTAN_ASSIGN(e.kv_dtype, decide_kv_dtype(options.kv_cache_dtype, config));
@@ -213,6 +214,7 @@ std::vector<std::pair<std::string, std::string>> facts(const ServeOptions& o,
                         : "digest " + weights_digest(checkpoint)},
       {"--tp-size", std::to_string(o.parallel.ranks)},
       {"--ep-size", std::to_string(o.parallel.expert_groups)},
+      {"--dp-size", std::to_string(o.parallel.attention_groups)},
       {"--nnodes", std::to_string(o.parallel.nodes)},
       {"--context-length", std::to_string(e.scheduler.context_length)},
       {"--kv-cache-dtype", std::string(dtype_info(e.kv_dtype).name)},
@@ -265,6 +267,8 @@ std::unique_ptr<model::Model> group_model(ServeOptions& options,
   engine::TimedCommunicator& comm = group->communicator(0);
   engine::GroupModelOptions run;
   run.page_size = options.engine.scheduler.page_size;
+  run.attention_groups = options.parallel.attention_groups;
+  options.engine.attention_groups = options.parallel.attention_groups;
   run.on_step = [group](uint64_t step) { group->set_step(step); };
   run.on_timings = [group](const std::vector<double>& seconds) { group->note_timings(seconds); };
   run.on_failure = [group](const Error& why) { return group->fail_and_explain(0, why); };

@@ -55,13 +55,11 @@ Status check_replicas(const FlagValues& f, int64_t tp, int64_t dp, int64_t nodes
     return refuse("dp-size", "with --enable-dp-attention, --tp-size " + std::to_string(tp) +
                                  " must be divisible by --dp-size " + std::to_string(dp));
   }
-  if (dp > 1) {
-    return refuse("dp-size",
-                  std::to_string(dp) +
-                      (dp_attention ? ": data-parallel attention is not available in this version; "
-                                      "use --dp-size 1: all ranks share the attention's heads"
-                                    : ": replicas in one server are not available in this version; "
-                                      "start several servers behind one address"));
+  if (dp > 1 && !dp_attention) {
+    return refuse("dp-size", std::to_string(dp) +
+                                 ": replicas in one server are not available in this version; use "
+                                 "--enable-dp-attention, or start several servers behind one "
+                                 "address");
   }
   return {};
 }
@@ -103,6 +101,7 @@ Result<ParallelOptions> make_parallel_options(const FlagValues& f, const Environ
   ParallelOptions o;
   CAPSTAN_ASSIGN(o.expert_groups, expert_groups(f, tp));
   o.ranks = static_cast<int>(tp);
+  o.attention_groups = static_cast<int>(dp);
   o.nodes = static_cast<int>(at.nnodes);
   o.node = static_cast<int>(at.node_rank);
   if (o.nodes > 1) {

@@ -13,8 +13,9 @@
 namespace capstan::app {
 
 struct ParallelOptions {
-  int ranks = 1;          // --tp-size: over all nodes
-  int expert_groups = 1;  // --ep-size
+  int ranks = 1;             // --tp-size: over all nodes
+  int expert_groups = 1;     // --ep-size
+  int attention_groups = 1;  // --dp-size with --enable-dp-attention
   int nodes = 1;
   int node = 0;
   std::string dist_init_addr;

@@ -146,7 +146,7 @@ Result<std::vector<LoadedRank>> load_ranks(const ServeOptions& options,
     load.dummy_seed = options.dummy_seed;
     load.draft = drafts_with_layer(options);
     load.shard = {parallel.first_rank() + static_cast<int>(i), parallel.ranks,
-                  parallel.expert_groups};
+                  parallel.expert_groups, parallel.attention_groups};
     if (group != nullptr) {
       ranks[i].comm = &group->communicator(static_cast<int>(i));
       load.communicator = ranks[i].comm;

@@ -65,7 +65,7 @@ Status BatchDecoder::decode(std::span<const std::byte> message) {
   if (kind < 1 || kind > 3) return corrupt("its kind is " + std::to_string(kind));
   kind_ = static_cast<BatchKind>(kind);
   const int modes = in.byte();
-  if (modes > 15) return corrupt("its row modes are " + std::to_string(modes));
+  if (modes >= 2 * kGrouped) return corrupt("its modes are " + std::to_string(modes));
   uint32_t number = 0;
   for (int i = 0; i < 4; ++i) number |= uint32_t{in.byte()} << (8 * i);
   if (number != number_ + 1) {
@@ -77,13 +77,16 @@ Status BatchDecoder::decode(std::span<const std::byte> message) {
     CAPSTAN_RETURN_IF_ERROR(read_sequences(in));
     CAPSTAN_RETURN_IF_ERROR(read_tokens(in));
     CAPSTAN_RETURN_IF_ERROR(read_rows(in, "logit row", modes & 3, logit_rows_));
-    CAPSTAN_RETURN_IF_ERROR(read_rows(in, "hidden row", modes >> 2, hidden_rows_));
+    CAPSTAN_RETURN_IF_ERROR(read_rows(in, "hidden row", modes >> 2 & 3, hidden_rows_));
+    groups_.clear();
+    if ((modes & kGrouped) != 0) CAPSTAN_RETURN_IF_ERROR(read_groups(in));
     batch_.tokens = tokens_;
     batch_.positions = positions_;
     batch_.slots = slots_;
     batch_.sequences = sequences_;
     batch_.logit_rows = logit_rows_;
     batch_.hidden_rows = hidden_rows_;
+    batch_.groups = groups_;
   }
   if (!in.ok()) return corrupt("it ends too early");
   if (in.left() > 0) return corrupt(std::to_string(in.left()) + " bytes are left over");
@@ -251,6 +254,26 @@ Status BatchDecoder::read_rows(Reader& in, const char* what, int mode, std::vect
       rows.push_back(static_cast<int32_t>(row));
     }
   }
+  return {};
+}
+
+Status BatchDecoder::read_groups(Reader& in) {
+  const uint64_t count = in.varint();
+  if (count < 1 || count > in.left() + 1) {
+    return corrupt(std::to_string(count) + " groups of attention in " + std::to_string(in.left()) +
+                   " bytes");
+  }
+  groups_.push_back(0);
+  for (uint64_t g = 1; g < count; ++g) {
+    const uint64_t sequences = in.varint();
+    if (sequences > sequences_.size() - static_cast<size_t>(groups_.back())) {
+      return corrupt("group " + std::to_string(g - 1) + " of attention has " +
+                     std::to_string(sequences) + " of " + std::to_string(sequences_.size()) +
+                     " sequences");
+    }
+    groups_.push_back(groups_.back() + static_cast<int32_t>(sequences));
+  }
+  groups_.push_back(static_cast<int32_t>(sequences_.size()));
   return {};
 }
 

@@ -157,6 +157,15 @@ void BatchEncoder::put_rows(std::span<const int32_t> rows) {
   }
 }
 
+/// Sequences of each group; the last has what is left.
+void BatchEncoder::put_groups(std::span<const int32_t> groups) {
+  reserve(10 + groups.size() * 5);
+  put_varint(groups.size() - 1);
+  for (size_t g = 1; g + 1 < groups.size(); ++g) {
+    put_varint(static_cast<uint64_t>(groups[g] - groups[g - 1]));
+  }
+}
+
 /// After a batch that was not sent: the receiver has not seen what its half-written message
 /// changed.
 void BatchEncoder::forget() {
@@ -183,7 +192,8 @@ Result<std::span<const std::byte>> BatchEncoder::encode(const model::ForwardBatc
 
 Status BatchEncoder::put_batch(const model::ForwardBatch& batch, BatchKind kind) {
   const int logits = mode_of(batch.logit_rows, batch), hidden = mode_of(batch.hidden_rows, batch);
-  header(kind, static_cast<uint8_t>(logits | hidden << 2));
+  const bool grouped = !batch.groups.empty();
+  header(kind, static_cast<uint8_t>(logits | hidden << 2 | (grouped ? kGrouped : 0)));
   put_varint(batch.sequences.size());
   previous_ = -1;
   size_t row = 0;
@@ -204,6 +214,7 @@ Status BatchEncoder::put_batch(const model::ForwardBatch& batch, BatchKind kind)
   for (const int32_t token : batch.tokens) put_varint(static_cast<uint32_t>(token));
   if (logits == kListedRows) put_rows(batch.logit_rows);
   if (hidden == kListedRows) put_rows(batch.hidden_rows);
+  if (grouped) put_groups(batch.groups);
   return {};
 }
 

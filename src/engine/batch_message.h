@@ -7,13 +7,14 @@
 // kB.
 //
 // Layout, little endian; v = LEB128 varint, z = zigzag varint:
-//   u8 magic, u8 version, u8 kind, u8 row modes, u32 number (one more than the message before)
+//   u8 magic, u8 version, u8 kind, u8 modes, u32 number (one more than the message before)
 //   v sequences, then for each: u8 flags, and what the flags leave open:
 //     v mirror, v queries, v first position, v pages kept of the mirror, z per further page
 //     (difference to the page before it)
 //   v per token
 //   v rows, v per row (difference to the row before), for logits and for hidden states, where their
 //   mode is "listed"
+//   with groups of attention: v groups, v sequences of each but the last
 // kStop ends after the number.
 #pragma once
 
@@ -61,6 +62,7 @@ class BatchEncoder {
   int take_mirror(uint64_t id);
   Status put_sequence(const model::ForwardBatch& batch, size_t index);
   void put_rows(std::span<const int32_t> rows);
+  void put_groups(std::span<const int32_t> groups);
   void put_varint(uint64_t value);
   void put_zigzag(int64_t value);
   void reserve(size_t bytes);
@@ -107,6 +109,7 @@ class BatchDecoder {
                     std::vector<int32_t>& pages);
   Status read_tokens(Reader& in);
   Status read_rows(Reader& in, const char* what, int mode, std::vector<int32_t>& rows);
+  Status read_groups(Reader& in);
   Error corrupt(const std::string& what) const;
 
   const BatchLimits limits_;
@@ -117,7 +120,7 @@ class BatchDecoder {
   std::vector<std::vector<int32_t>> loose_pages_;  // of sequences without a mirror
   size_t loose_ = 0;
   std::vector<int32_t> table_index_;  // >= 0: mirror, < 0: ~index into loose_pages_
-  std::vector<int32_t> tokens_, positions_, logit_rows_, hidden_rows_;
+  std::vector<int32_t> tokens_, positions_, logit_rows_, hidden_rows_, groups_;
   std::vector<int64_t> slots_;
   std::vector<kernels::SequenceSlice> sequences_;
   model::ForwardBatch batch_;

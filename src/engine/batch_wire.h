@@ -20,6 +20,8 @@ inline constexpr uint8_t kLoose = 64;      // has no mirror: the whole table is 
 inline constexpr uint8_t kAllFlags = 127;
 
 // Which rows outputs are wanted of: two bits for logits, two for hidden states.
+// Bit 4 of the same byte: groups of attention follow the rows.
+inline constexpr uint8_t kGrouped = 16;
 inline constexpr int kNoRows = 0, kAllRows = 1, kLastRows = 2, kListedRows = 3;
 
 // A sequence that no message has named for so long may lose its mirror to another. Waking up again

@@ -114,6 +114,15 @@ TEST(GroupProcess, TwoNodesAnswerLikeOne) {
   EXPECT_EQ(pair.worker.wait(), 0) << pair.worker.output();
 }
 
+TEST(GroupProcess, GroupsOfAttentionAnswerLikeOne) {
+  Process one({"serve", "--model-path", llama(), "--port", "0", "--threads", "1"});
+  ASSERT_TRUE(one.ready()) << one.output();
+  Pair pair({"--dp-size", "2", "--enable-dp-attention"});
+  auto other = std::async(std::launch::async, text_of, pair.leader.port());
+  EXPECT_EQ(text_of(pair.leader.port()), text_of(one.port()));
+  EXPECT_EQ(other.get(), text_of(one.port()));
+}
+
 TEST(GroupProcess, AllNodesDrainTogether) {
   Pair pair;
   auto answer = std::async(std::launch::async, [port = pair.leader.port()] {

@@ -225,7 +225,6 @@ TEST(ServeOptions, SpeculationWithThePredictionLayer) {
 TEST(ServeOptions, WhatDoesNotExistYetIsRefused) {
   const std::vector<std::vector<std::string>> cases = {
       {"--dp", "2"},
-      {"--tp", "2", "--dp", "2", "--enable-dp-attention"},
       {"--pp-size", "2"},
       {"--speculative-algorithm", "EAGLE3"},
       {"--disaggregation-mode", "prefill"},
@@ -266,6 +265,7 @@ TEST(ServeOptions, RanksAndNodes) {
             "--comm-transport", "tcp"},
            {{"CAPSTAN_GROUP_TOKEN", "secret"}, {"NCCL_SOCKET_IFNAME", "eth1"}})
           .parallel;
+  EXPECT_EQ(good({"--tp", "4", "--dp", "2", "--enable-dp-attention"}).parallel.attention_groups, 2);
   EXPECT_EQ(p.ranks, 16);
   EXPECT_EQ(p.expert_groups, 16);
   EXPECT_EQ(p.nodes, 2);

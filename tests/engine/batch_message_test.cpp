@@ -20,6 +20,7 @@ struct Batch {
   std::vector<int64_t> slots;
   std::vector<kernels::SequenceSlice> sequences;
   std::vector<uint64_t> ids;
+  std::vector<int32_t> groups;
   std::deque<std::vector<int32_t>> tables;
 
   void add(uint64_t id, int32_t start, int32_t count, std::vector<int32_t> pages,
@@ -42,6 +43,7 @@ struct Batch {
     model::ForwardBatch b{tokens, positions, slots, sequences, logit_rows};
     b.hidden_rows = hidden_rows;
     if (with_ids) b.sequence_ids = ids;
+    b.groups = groups;
     return b;
   }
 };
@@ -59,6 +61,7 @@ void expect_same(const model::ForwardBatch& got, const model::ForwardBatch& sent
   EXPECT_EQ(copy(got.slots), copy(sent.slots));
   EXPECT_EQ(copy(got.logit_rows), copy(sent.logit_rows));
   EXPECT_EQ(copy(got.hidden_rows), copy(sent.hidden_rows));
+  EXPECT_EQ(copy(got.groups), copy(sent.groups));
   ASSERT_EQ(got.sequences.size(), sent.sequences.size());
   for (size_t i = 0; i < sent.sequences.size(); ++i) {
     const auto &g = got.sequences[i], &s = sent.sequences[i];
@@ -208,6 +211,11 @@ TEST(BatchMessage, RandomHistories) {
         if (rows == 2) b.hidden_rows.push_back(r);
       }
       if (rows == 1) b.hidden_rows = b.logit_rows;
+      if (any(3) == 0) {
+        const auto sequences = static_cast<int32_t>(b.sequences.size());
+        b.groups = {0, any(sequences + 1), any(sequences + 1), sequences};
+        std::sort(b.groups.begin(), b.groups.end());
+      }
       ASSERT_NO_FATAL_FAILURE(
           wire.pass(b.view(any(20) != 0), any(5) == 0 ? BatchKind::kDraft : BatchKind::kForward));
       if (any(15) == 0) {  // a batch that contradicts itself is refused, and the next goes through

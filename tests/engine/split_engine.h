@@ -59,6 +59,8 @@ class SplitEngine {
     }
     GroupModelOptions options;
     options.page_size = config.scheduler.page_size;
+    options.attention_groups = load.shard.dp_size;
+    config.attention_groups = load.shard.dp_size;
     options.on_step = [this](uint64_t step) { steps_[0] = step; };
     options.on_failure = [this](const Error& why) {
       note(0, why);
