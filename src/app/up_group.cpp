@@ -233,6 +233,7 @@ void UpGroup::await_signal() {
 }
 
 void UpGroup::on_signal(int number) {
+  if (forced_by_ != 0) return;
   if (stopping_) {
     screen_.note("Signal " + std::to_string(number) + ": ending all nodes at once");
     forced_by_ = number;
@@ -271,6 +272,7 @@ void UpGroup::on_exit(int i, const NodeExit& exit) {
   row.report = {};
   row.resident_bytes = 0;
   screen_.note("node " + std::to_string(i) + " " + exit.describe());
+  show();
   // Its sockets are gone; what the clients have not been told they will not hear any more.
   if (i == 0 && relay_) {
     asio::post(io_, [this] { relay_->stop_accepting(); });

@@ -60,6 +60,7 @@ class UpGroup {
   void signal_all(int number);
   void end_others(double seconds, int number);
   void tick();
+  void show();
   void poll(int node);
   void probe_port();
   void on_ready();

@@ -64,13 +64,18 @@ void UpGroup::tick() {
     node.row.resident_bytes = resident_bytes(node.process.pid);
     poll(i);
   }
-  std::vector<NodeRow> rows;
-  for (const auto& node : nodes_) rows.push_back(node->row);
-  if (screen_.live()) screen_.table(status_table(rows, screen_.width()));
+  show();
   tick_.expires_after(kTick);
   tick_.async_wait([this](error_code stopped) {
     if (!stopped) tick();
   });
+}
+
+void UpGroup::show() {
+  if (!screen_.live()) return;
+  std::vector<NodeRow> rows;
+  for (const auto& node : nodes_) rows.push_back(node->row);
+  screen_.table(status_table(rows, screen_.width()));
 }
 
 void UpGroup::poll(int i) {

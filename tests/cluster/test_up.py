@@ -221,10 +221,16 @@ def test_a_terminal_gets_a_table_beneath_the_lines():
             assert time.monotonic() < deadline, seen
             if select.select([master], [], [], 0.1)[0]:
                 try:
-                    os.read(master, 65536)
+                    seen += os.read(master, 65536)
                 except OSError:  # the other side is closed
                     process.wait(timeout=30)
         assert process.returncode == 0
+        while select.select([master], [], [], 0.1)[0]:
+            try:
+                seen += os.read(master, 65536)
+            except OSError:
+                break
+        assert b"ended 0" in seen.split(b"\x1b[J")[-1], seen  # the table that stays
     finally:
         process.kill()
         process.wait()
