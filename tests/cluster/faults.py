@@ -26,6 +26,7 @@ class Fault:
     heal: Optional[Callable] = None  # (Scene), after a while or when the others have ended
     hold: float = 2.0       # seconds until then, for those that go on
     report: str = ""        # what the log must say meanwhile
+    last_words: str = ""    # what the victim's log must say if it ends
     prepare: Optional[Callable] = None  # (Scene), before the group starts
     setup: Optional[Callable] = None    # (Scene), once its processes exist
     heartbeat: float = 4.0
@@ -137,7 +138,8 @@ FAULTS = [
     Fault("delay-200ms", wire("delay", 0.1), setup=lay_wire, ends=False, heal=wire("delay", 0),
           quick=("decode",)),  # 0.1 s each way
     Fault("out-of-memory", take_memory, setup=fence_memory, phases=("loading", "prefill", "decode")),
-    Fault("truncated-file", truncate, prepare=own_checkpoint, ends=None),
+    Fault("truncated-file", truncate, prepare=own_checkpoint, ends=None,
+          last_words="model.safetensors' can not be read at byte"),
     Fault("clock+1h-worker", jump(3600), prepare=own_clock, ends=False),
     Fault("clock-1h-leader", jump(-3600), victim=0, prepare=own_clock, ends=False),
     Fault("stopped-briefly", stop_for_a_while, ends=False, report="did not run for", hold=0.5,

@@ -124,6 +124,7 @@ def check_end(scene, injected):
     assert all(codes[n] != 0 for n in range(2)), codes
     if fault.codes:
         assert codes[fault.victim] in fault.codes, codes
+    assert fault.last_words in group.log(fault.victim), group.log()
     killed = codes[fault.victim] > 128
     verdict = check_verdicts(scene, others if killed else [0, 1])
     saw = "refused"
