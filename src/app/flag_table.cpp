@@ -134,7 +134,7 @@ constexpr Flag kFlags[] = {
 {"otlp-traces-endpoint", "oltp-traces-endpoint", kString, "localhost:4317", "", 1, kNoEffect, "Logs and metrics", "No spans are exported"},
 // Several devices or nodes
 {"tp-size", "tensor-parallel-size tp", kInt, "1", "", 0, kEffective, "Parallelism", "Ranks over all nodes, each with its part of every layer; a multiple of --nnodes. Ranks of one node are threads of one process and share --threads"},
-{"dp-size", "data-parallel-size dp", kInt, "1", "", 1, kEffective, "Parallelism", "With --enable-dp-attention: groups of ranks that attend for different requests; a divisor of --tp-size. Replicas without it are not available: start several servers"},
+{"dp-size", "data-parallel-size dp", kInt, "1", "", 1, kEffective, "Parallelism", "With --enable-dp-attention: groups of ranks that attend, and keep KV pages, for different requests; divides --tp-size. Replicas without it are not available: start several servers"},
 {"pp-size", "pipeline-parallel-size", kInt, "1", "", 1, kEffective, "Parallelism", "Pipeline stages; only 1 is available"},
 {"ep-size", "expert-parallel-size ep", kInt, "1", "", 1, kEffective, "Parallelism", "Groups of ranks that hold different experts; a divisor of --tp-size"},
 {"enable-ep-moe", "enable-deepep-moe", kBool, "", "", 1, kEffective, "Parallelism", "The same as --ep-size with the value of --tp-size"},
@@ -144,9 +144,9 @@ constexpr Flag kFlags[] = {
 {"dist-timeout", "", kInt, "", "", 1, kEffective, "Parallelism", "Seconds until nodes that have not found each other give up; default: never"},
 {"heartbeat-timeout", "", kFloat, "15", "", 1, kEffective, "Parallelism", "Seconds without a sign of life after which a node ends the group", true},
 {"comm-transport", "", kString, "auto", "auto shm tcp", 1, kEffective, "Parallelism", "Between nodes: shm, for processes of one machine, tcp, or auto: shm where possible. GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME choose the network interface", true},
-{"enable-dp-attention", "", kBool, "", "", 1, kEffective, "Parallelism", "Attention of --dp-size groups of ranks, each for its own requests; all else is computed together. Page numbers are common to all groups, so the KV pool does not grow with them"},
+{"enable-dp-attention", "", kBool, "", "", 1, kEffective, "Parallelism", "Attention in --dp-size groups of ranks, each for its own requests: room for as many more tokens where ranks would keep the same (DeepSeek), for more attention weights on each; all else is computed together"},
 {"enable-dp-lm-head", "", kBool, "", "", 1, kNoEffect, "Parallelism", "There is one replica"},
-{"load-balance-method", "", kString, "auto", "auto round_robin follow_bootstrap_room total_requests total_tokens shortest_queue minimum_tokens decode_round_robin", 1, kNoEffect, "Parallelism", "There is one replica"},
+{"load-balance-method", "", kString, "auto", "auto round_robin follow_bootstrap_room total_requests total_tokens shortest_queue minimum_tokens decode_round_robin", 1, kEffective, "Parallelism", "Which group of --dp-size gets a request; auto: the one with the fewest. decode_round_robin and follow_bootstrap_room are round_robin"},
 {"disaggregation-mode", "", kString, "null", "null prefill decode", 2, kRefused, "Parallelism", "Separate prefill and decode servers"},
 // Speculation
 {"speculative-algorithm", "", kString, "", "EAGLE EAGLE3 NEXTN STANDALONE NGRAM LOOKAHEAD DFLASH FROZEN_KV_MTP", 1, kEffective, "Speculative decoding", "Guesses what follows and verifies several tokens in a step; the output stays the same. NEXTN (or EAGLE): by the checkpoint's multi-token prediction layer (DeepSeek-V3, R1); NGRAM: from the request's own text. The others are not available yet"},

@@ -267,8 +267,7 @@ std::unique_ptr<model::Model> group_model(ServeOptions& options,
   engine::TimedCommunicator& comm = group->communicator(0);
   engine::GroupModelOptions run;
   run.page_size = options.engine.scheduler.page_size;
-  run.attention_groups = options.parallel.attention_groups;
-  options.engine.attention_groups = options.parallel.attention_groups;
+  run.groups = options.parallel.attention_groups;
   run.on_step = [group](uint64_t step) { group->set_step(step); };
   run.on_timings = [group](const std::vector<double>& seconds) { group->note_timings(seconds); };
   run.on_failure = [group](const Error& why) { return group->fail_and_explain(0, why); };
@@ -301,6 +300,16 @@ Status load_and_start(ServeOptions& options, LoadedModel& out,
   if (group != nullptr) start_ranks(options, ranks, stores, out);
   if (!leader) return {};
   if (group != nullptr) first = group_model(options, std::move(first), group);
+  const ParallelOptions& p = options.parallel;
+  if (p.attention_groups > 1) {
+    CAPSTAN_ASSIGN(auto kv, make_kv_store(options, *first));
+    CAPSTAN_ASSIGN(auto engine, engine::create_dp_engine(std::move(first), std::move(kv),
+                                                         p.attention_groups, p.balance, e));
+    LOG_INFO("Attention in {} groups of {} ranks, with {} tokens of KV each", p.attention_groups,
+             p.ranks / p.attention_groups, int64_t{e.scheduler.num_pages} * e.scheduler.page_size);
+    out.engine = std::move(engine);
+    return {};
+  }
   CAPSTAN_ASSIGN(auto engine, engine::Engine::create(std::move(first), e));
   out.engine = std::move(engine);
   return {};

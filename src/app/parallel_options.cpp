@@ -57,11 +57,19 @@ Status check_replicas(const FlagValues& f, int64_t tp, int64_t dp, int64_t nodes
   }
   if (dp > 1 && !dp_attention) {
     return refuse("dp-size", std::to_string(dp) +
-                                 ": replicas in one server are not available in this version; use "
-                                 "--enable-dp-attention, or start several servers behind one "
-                                 "address");
+                                 ": replicas in one server are not available in this version; add "
+                                 "--enable-dp-attention, which divides the ranks of --tp-size in "
+                                 "groups, or start several servers behind one address");
   }
   return {};
+}
+
+engine::LoadBalance load_balance(const std::string& method) {
+  if (method == "total_tokens" || method == "minimum_tokens") return engine::LoadBalance::kTokens;
+  if (method == "auto" || method == "total_requests" || method == "shortest_queue") {
+    return engine::LoadBalance::kRequests;
+  }
+  return engine::LoadBalance::kRoundRobin;
 }
 
 Result<int> expert_groups(const FlagValues& f, int64_t tp) {
@@ -102,6 +110,7 @@ Result<ParallelOptions> make_parallel_options(const FlagValues& f, const Environ
   CAPSTAN_ASSIGN(o.expert_groups, expert_groups(f, tp));
   o.ranks = static_cast<int>(tp);
   o.attention_groups = static_cast<int>(dp);
+  o.balance = load_balance(f.text("load-balance-method"));
   o.nodes = static_cast<int>(at.nnodes);
   o.node = static_cast<int>(at.node_rank);
   if (o.nodes > 1) {

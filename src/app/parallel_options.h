@@ -9,6 +9,7 @@
 #include "app/flags.h"
 #include "base/result.h"
 #include "comm/group.h"
+#include "engine/dp_engine.h"
 
 namespace capstan::app {
 
@@ -16,6 +17,7 @@ struct ParallelOptions {
   int ranks = 1;             // --tp-size: over all nodes
   int expert_groups = 1;     // --ep-size
   int attention_groups = 1;  // --dp-size with --enable-dp-attention
+  engine::LoadBalance balance = engine::LoadBalance::kRequests;  // among them
   int nodes = 1;
   int node = 0;
   std::string dist_init_addr;

@@ -4,10 +4,8 @@
 
 namespace capstan::engine {
 
-void BatchBuilder::start(const scheduler::StepPlan& plan, std::span<const PromptRows> prompt_rows,
-                         std::span<const int32_t> item_groups) {
+void BatchBuilder::start(const scheduler::StepPlan& plan, std::span<const PromptRows> prompt_rows) {
   plan_ = &plan;
-  item_groups_ = item_groups;
   prompt_rows_ = prompt_rows;
   pieces_.clear();
   pass_ = 0;
@@ -31,9 +29,8 @@ void BatchBuilder::start(const scheduler::StepPlan& plan, std::span<const Prompt
       at = stop;
     }
   }
-  std::stable_sort(pieces_.begin(), pieces_.end(), [this](const Piece& a, const Piece& b) {
-    return a.pass != b.pass ? a.pass < b.pass : group_of(a.item) < group_of(b.item);
-  });
+  std::stable_sort(pieces_.begin(), pieces_.end(),
+                   [](const Piece& a, const Piece& b) { return a.pass < b.pass; });
 }
 
 bool BatchBuilder::next() {
@@ -53,12 +50,6 @@ bool BatchBuilder::next() {
   if (tokens_.empty()) return false;
   batch_ = {tokens_, positions_, slots_, sequences_, logit_rows_};
   batch_.sequence_ids = ids_;
-  if (attention_groups_ > 1) {
-    groups_.assign(static_cast<size_t>(attention_groups_) + 1, 0);
-    for (const int32_t item : items_) ++groups_[static_cast<size_t>(group_of(item)) + 1];
-    for (size_t g = 1; g < groups_.size(); ++g) groups_[g] += groups_[g - 1];
-    batch_.groups = groups_;
-  }
   return true;
 }
 

@@ -27,10 +27,8 @@ struct LogitRow {
 class BatchBuilder {
  public:
   /// Rows of logits per pass that prompt log-probabilities may ask for.
-  explicit BatchBuilder(int page_size, int max_prompt_logit_rows, int attention_groups = 1)
-      : page_size_(page_size),
-        max_prompt_rows_(max_prompt_logit_rows),
-        attention_groups_(attention_groups) {}
+  explicit BatchBuilder(int page_size, int max_prompt_logit_rows)
+      : page_size_(page_size), max_prompt_rows_(max_prompt_logit_rows) {}
 
   /// Positions [begin, end) of an item whose logits are wanted besides the sampled row; empty for
   /// most items. Parallel to plan.items.
@@ -38,10 +36,8 @@ class BatchBuilder {
     int32_t begin = 0, end = 0;
   };
 
-  /// Cuts the plan into passes; within one, items of the same group of attention are neighbours.
-  /// `item_groups` is parallel to plan.items, or empty with one group. All must outlive the passes.
-  void start(const scheduler::StepPlan& plan, std::span<const PromptRows> prompt_rows,
-             std::span<const int32_t> item_groups = {});
+  /// Cuts the plan into passes. The plan and `prompt_rows` must outlive the passes.
+  void start(const scheduler::StepPlan& plan, std::span<const PromptRows> prompt_rows);
   /// Builds the next pass; false when there is none. batch() and rows() are valid until the next
   /// call.
   bool next();
@@ -56,20 +52,16 @@ class BatchBuilder {
     int pass;
   };
   void append(const Piece& piece);
-  int32_t group_of(int32_t item) const {
-    return attention_groups_ == 1 ? 0 : item_groups_[static_cast<size_t>(item)];
-  }
 
-  int page_size_, max_prompt_rows_, attention_groups_;
+  int page_size_, max_prompt_rows_;
   const scheduler::StepPlan* plan_ = nullptr;
   std::span<const PromptRows> prompt_rows_;
-  std::span<const int32_t> item_groups_;
   std::vector<Piece> pieces_;
   int pass_ = 0, passes_ = 0;
   std::vector<int32_t> tokens_, positions_, logit_rows_;
   std::vector<int64_t> slots_;
   std::vector<kernels::SequenceSlice> sequences_;
-  std::vector<int32_t> items_, groups_;
+  std::vector<int32_t> items_;
   std::vector<uint64_t> ids_;
   std::vector<LogitRow> rows_;
   model::ForwardBatch batch_;

@@ -46,7 +46,6 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Model> mod
                                 std::to_string(config.speculation.max_drafts + 1),
                             "speculative-num-draft-tokens");
   }
-  if (config.attention_groups < 1) return internal_error("no group of attention");
   const bool nextn = config.speculation.source == SpeculationConfig::Source::kNextn;
   if (nextn && model->draft() == nullptr) {
     return invalid_argument(
@@ -67,10 +66,8 @@ EngineImpl::EngineImpl(std::unique_ptr<model::Model> model, const EngineConfig& 
       model_(std::move(model)),
       kv_(std::move(kv)),
       scheduler_(std::move(scheduler)),
-      group_load_(static_cast<size_t>(config.attention_groups)),
       sampler_({config.token_limit, config.return_original_logprob}, config.pool),
-      builder_(config.scheduler.page_size, max_prompt_logit_rows(model_->config()),
-               config.attention_groups),
+      builder_(config.scheduler.page_size, max_prompt_logit_rows(model_->config())),
       report_(config.decode_log_interval),
       speculator_(Speculator::create(config.speculation, nextn_options(*model_, config))) {
   working_.weight_bytes = model_->weight_bytes();

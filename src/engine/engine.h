@@ -86,9 +86,6 @@ struct EngineConfig {
   scheduler::SchedulerConfig scheduler;
   SpeculationConfig speculation;
   DType kv_dtype = DType::kF16;
-  /// Data-parallel attention: groups of ranks that attend for different requests (Shard::dp_size).
-  /// Each request belongs to one, and shares cached prefixes with requests of its group only.
-  int attention_groups = 1;
   uint64_t random_seed = 0;
   int decode_log_interval = 40;   // steps between "Decode batch" lines
   double watchdog_timeout = 300;  // seconds without a finished step while work exists; 0 = off

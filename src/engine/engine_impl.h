@@ -64,7 +64,6 @@ class EngineImpl final : public Engine {
   bool wait_for_work();
   void take_commands();
   void admit(std::unique_ptr<LiveRequest> live);
-  int32_t take_group(const EngineRequest& request);
   void end(LiveRequest& live, FinishKind kind, std::string message, ErrorCode code);
   void expire();
   void step();
@@ -99,8 +98,6 @@ class EngineImpl final : public Engine {
   const std::chrono::steady_clock::time_point epoch_ = std::chrono::steady_clock::now();
 
   std::unordered_map<RequestId, std::unique_ptr<LiveRequest>> live_;
-  std::vector<int> group_load_;                      // live requests of each group of attention
-  std::vector<int32_t> item_groups_;                 // of the plan's items
   std::vector<RequestId> probes_;                    // the live ones; left out of all figures
   std::unordered_map<std::string, uint64_t> salts_;  // cache salt -> namespace
   uint64_t next_namespace_ = 1;                      // 0: requests without a salt

@@ -42,6 +42,7 @@ bool EngineImpl::wait_for_work() {
   };
   if (!ready()) {
     working_now_ = false;
+    model_->rest();
     if (const auto deadline = next_deadline()) {
       wake_.wait_until(lock,
                        epoch_ + std::chrono::duration_cast<std::chrono::steady_clock::duration>(
@@ -88,11 +89,7 @@ void EngineImpl::admit(std::unique_ptr<LiveRequest> owned) {
   spec.id = live.id;
   spec.max_new_tokens = live.max_new_tokens;
   spec.priority = request.priority;
-  live.group = take_group(request);
-  // Pages are in the caches of one group.
-  spec.cache_namespace =
-      cache_namespace(request.cache_salt) * static_cast<uint64_t>(config_.attention_groups) +
-      static_cast<uint64_t>(live.group);
+  spec.cache_namespace = cache_namespace(request.cache_salt);
   spec.sibling_group = request.sibling_group;
   spec.bypass_queue_limit = request.probe;
   spec.no_cache = request.probe;
@@ -112,17 +109,6 @@ void EngineImpl::admit(std::unique_ptr<LiveRequest> owned) {
     live.abort_code = added.error().code;
     finish(live, FinishKind::kAbort, added.error().message);
   }
-}
-
-/// The group with the fewest requests; choices of one prompt stay together.
-int32_t EngineImpl::take_group(const EngineRequest& request) {
-  const auto groups = static_cast<uint64_t>(config_.attention_groups);
-  if (groups == 1) return 0;
-  const auto fewest = std::min_element(group_load_.begin(), group_load_.end());
-  auto group = static_cast<size_t>(fewest - group_load_.begin());
-  if (request.sibling_group != 0) group = static_cast<size_t>(request.sibling_group % groups);
-  ++group_load_[group];
-  return static_cast<int32_t>(group);
 }
 
 void EngineImpl::end(LiveRequest& live, FinishKind kind, std::string message, ErrorCode code) {
@@ -339,7 +325,6 @@ void EngineImpl::finish(LiveRequest& live, FinishKind kind, const std::string& m
     ++working_.finished_requests;
     if (kind == FinishKind::kAbort) ++working_.aborted_requests;
   }
-  if (config_.attention_groups > 1) --group_load_[static_cast<size_t>(live.group)];
   send(live, std::move(event));
   live_.erase(live.id);
   live_count_.fetch_sub(1);

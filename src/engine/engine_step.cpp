@@ -24,11 +24,7 @@ void EngineImpl::ask_for_hidden(model::ForwardBatch& batch) {
 
 Status EngineImpl::forward_and_sample(const scheduler::StepPlan& plan) {
   const Burst burst(config_.pool);  // from the first kernel to the last sampled row
-  item_groups_.clear();
-  for (const scheduler::PlanItem& item : plan.items) {
-    item_groups_.push_back(find(item.id)->group);
-  }
-  builder_.start(plan, prompt_rows_, item_groups_);
+  builder_.start(plan, prompt_rows_);
   while (builder_.next()) {
     const MatrixView logits = logits_for(builder_.rows().size());
     model::ForwardBatch batch = builder_.batch();

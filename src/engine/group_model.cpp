@@ -33,8 +33,8 @@ Error GroupModel::fail(const Error& why) {
 Status GroupModel::start(const model::ForwardBatch& batch, const model::KvStore& kv,
                          MatrixView logits, BatchKind kind) {
   if (failure_) return *failure_;
-  CAPSTAN_RETURN_IF_ERROR(model::check_batch(batch, config(), kv, logits, /*first_rank=*/true,
-                                             options_.attention_groups));
+  CAPSTAN_RETURN_IF_ERROR(
+      model::check_batch(batch, config(), kv, logits, /*first_rank=*/true, options_.groups));
   CAPSTAN_ASSIGN(const auto message, encoder_.encode(batch, kind));
   clock_.begin_step();
   if (const Status sent = comm_.send_message(message); !sent.ok()) return fail(sent.error());

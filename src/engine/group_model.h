@@ -18,7 +18,7 @@ namespace capstan::engine {
 
 struct GroupModelOptions {
   int page_size = 0;
-  int attention_groups = 1;  // Shard::dp_size
+  int groups = 1;  // of attention: model::Shard::dp_size
   /// After every step, with its number; on the thread that calls forward().
   std::function<void(uint64_t step)> on_step;
   /// Every kTimingInterval messages: seconds per message that each rank computed.

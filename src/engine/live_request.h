@@ -22,7 +22,6 @@ struct LiveRequest {
   int32_t max_new_tokens = 0;  // clipped to context and pool
   std::vector<int32_t> end_ids;
   uint64_t seed = 0;
-  int32_t group = 0;  // of attention
   double submitted = 0;
   double admitted = -1;  // first time; < 0: still waiting for it
 

@@ -16,8 +16,6 @@ struct Pass {
   std::vector<int64_t> slots;
   std::vector<kernels::SequenceSlice> sequences;
   std::vector<uint64_t> ids;
-  std::vector<int32_t> groups;  // of attention: of each sequence, and where each begins
-  std::vector<int32_t> group_begins;
   std::vector<float> previous;  // [tokens, hidden]
 
   void clear() {
@@ -27,7 +25,6 @@ struct Pass {
     slots.clear();
     sequences.clear();
     ids.clear();
-    groups.clear();
     previous.clear();
   }
   void add(int32_t token, int32_t position, std::span<const int32_t> pages, int page_size,
@@ -74,15 +71,14 @@ class NextnSource final : public DraftSource {
   /// Somebody who goes on: what the chain of further drafts needs.
   struct Tip {
     scheduler::RequestId id;
-    int32_t group;
     Text* text;
     std::span<const int32_t> pages;
     int32_t position;  // of the last row computed
   };
 
-  void add_rows(const PassOutput& out, size_t sequence, const scheduler::PlanItem& item,
-                const scheduler::SampledToken& sampled);
-  Status run(model::KvStore& kv, size_t groups);
+  void add_rows(const PassOutput& out, const kernels::SequenceSlice& slice,
+                const scheduler::PlanItem& item, const scheduler::SampledToken& sampled);
+  Status run(model::KvStore& kv);
 
   const NextnOptions options_;
   std::unordered_map<scheduler::RequestId, Text> texts_;
@@ -93,13 +89,9 @@ class NextnSource final : public DraftSource {
 
 // Row p takes the hidden state of position p and the token after it: from the item, the sampled
 // one, or, where a prompt goes on after this chunk, the text.
-void NextnSource::add_rows(const PassOutput& out, size_t sequence, const scheduler::PlanItem& item,
+void NextnSource::add_rows(const PassOutput& out, const kernels::SequenceSlice& slice,
+                           const scheduler::PlanItem& item,
                            const scheduler::SampledToken& sampled) {
-  const kernels::SequenceSlice& slice = out.batch.sequences[sequence];
-  int32_t group = 0;
-  for (size_t g = 1; g + 1 < out.batch.groups.size(); ++g) {
-    if (static_cast<int32_t>(sequence) >= out.batch.groups[g]) group = static_cast<int32_t>(g);
-  }
   const auto found = texts_.find(item.id);
   if (found == texts_.end()) return;  // a probe
   Text& text = found->second;
@@ -127,15 +119,14 @@ void NextnSource::add_rows(const PassOutput& out, size_t sequence, const schedul
   if (p == first) return;
   pass_.sequences.push_back({begin, p - first, p, item.pages.data()});
   pass_.ids.push_back(item.id);
-  pass_.groups.push_back(group);
   if (item.samples && p == known && sampled.stop == scheduler::FinishKind::kNone) {
     pass_.wanted.push_back(static_cast<int32_t>(pass_.tokens.size()) - 1);
-    tips_.push_back({item.id, group, &text, item.pages, p - 1});
+    tips_.push_back({item.id, &text, item.pages, p - 1});
   }
 }
 
 /// Runs the pass; states_ has the wanted rows' states after it, and every tip one draft more.
-Status NextnSource::run(model::KvStore& kv, size_t groups) {
+Status NextnSource::run(model::KvStore& kv) {
   const auto wanted = static_cast<int64_t>(pass_.wanted.size());
   const auto hidden = options_.hidden_size;
   logits_.resize(static_cast<size_t>(wanted * options_.vocab_size));
@@ -146,12 +137,6 @@ Status NextnSource::run(model::KvStore& kv, size_t groups) {
   batch.slots = pass_.slots;
   batch.sequences = pass_.sequences;
   batch.sequence_ids = pass_.ids;
-  if (groups > 1) {
-    pass_.group_begins.assign(groups + 1, 0);
-    for (const int32_t g : pass_.groups) ++pass_.group_begins[static_cast<size_t>(g) + 1];
-    for (size_t g = 1; g <= groups; ++g) pass_.group_begins[g] += pass_.group_begins[g - 1];
-    batch.groups = pass_.group_begins;
-  }
   batch.logit_rows = pass_.wanted;
   batch.hidden_rows = pass_.wanted;
   batch.hidden_states = {states_.data(), wanted, hidden, hidden};
@@ -169,10 +154,9 @@ Status NextnSource::run(model::KvStore& kv, size_t groups) {
 Status NextnSource::observe(const PassOutput& out, int depth, model::KvStore& kv) {
   pass_.clear();
   tips_.clear();
-  const size_t groups = out.batch.groups.empty() ? 1 : out.batch.groups.size() - 1;
   for (size_t s = 0; s < out.batch.sequences.size(); ++s) {
     const auto item = static_cast<size_t>(out.items[s]);
-    add_rows(out, s, out.plan.items[item], out.sampled[item]);
+    add_rows(out, out.batch.sequences[s], out.plan.items[item], out.sampled[item]);
   }
   for (const Tip& tip : tips_) tip.text->drafts.clear();
   if (pass_.tokens.empty()) return {};
@@ -180,7 +164,7 @@ Status NextnSource::observe(const PassOutput& out, int depth, model::KvStore& kv
     pass_.wanted.clear();
     tips_.clear();
   }
-  CAPSTAN_RETURN_IF_ERROR(run(kv, groups));
+  CAPSTAN_RETURN_IF_ERROR(run(kv));
   for (int level = 1; level < depth; ++level) {
     // A further draft needs a place for its row; rows past the last page have none yet.
     std::vector<float> states = std::move(states_);
@@ -196,12 +180,11 @@ Status NextnSource::observe(const PassOutput& out, int depth, model::KvStore& kv
                                           static_cast<size_t>(options_.hidden_size)));
       pass_.sequences.push_back({begin, 1, tip.position + 1, tip.pages.data()});
       pass_.ids.push_back(tip.id);
-      pass_.groups.push_back(tip.group);
       pass_.wanted.push_back(begin);
       tips_.push_back(tip);
     }
     if (tips_.empty()) break;
-    CAPSTAN_RETURN_IF_ERROR(run(kv, groups));
+    CAPSTAN_RETURN_IF_ERROR(run(kv));
   }
   return {};
 }

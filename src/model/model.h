@@ -75,6 +75,8 @@ class Model {
   /// `logits` is not used, and their hidden_states are written where the view has data.
   /// kUnavailable when the ranks lost each other; the model is of no use afterwards.
   virtual Status forward(const ForwardBatch& batch, KvStore& kv, MatrixView logits) = 0;
+  /// The caller will not call forward() for a while: others who compute with it need not wait.
+  virtual void rest() {}
 };
 
 }  // namespace capstan::model

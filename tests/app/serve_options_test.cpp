@@ -306,6 +306,14 @@ TEST(ServeOptions, ReasoningParser) {
       << unknown.error().message;
 }
 
+TEST(ServeOptions, GroupsOfAttention) {
+  const ServeOptions o = good({"--tp", "4", "--dp", "2", "--enable-dp-attention",
+                               "--load-balance-method", "minimum_tokens"});
+  EXPECT_EQ(o.parallel.attention_groups, 2);
+  EXPECT_EQ(o.parallel.balance, engine::LoadBalance::kTokens);
+  EXPECT_EQ(good({"--tp", "4", "--enable-dp-attention"}).parallel.attention_groups, 1);
+}
+
 // §1.5 of the interface: one clear line each.
 TEST(ServeOptions, StartupValidation) {
   const std::pair<std::vector<std::string>, std::vector<std::string>> cases[] = {

@@ -58,41 +58,6 @@ TEST(GroupModel, ExpertsAndMultiTokenPredictionOverRanks) {
   EXPECT_EQ(texts(nextn_checkpoint(), 2, c, load), one);
 }
 
-TEST(GroupModel, GroupsOfAttentionHaveTheirOwnRequests) {
-  model::LoadOptions load;
-  const auto one = texts(llama(), 1, config());
-  load.shard.dp_size = 2;
-  EXPECT_EQ(texts(llama(), 2, config(), load), one);
-  EXPECT_EQ(texts(llama(), 4, config(), load), one);
-  EngineConfig c = config();
-  c.speculation.source = SpeculationConfig::Source::kNextn;
-  c.speculation.adaptive = false;
-  c.speculation.max_drafts = 2;
-  load.mla_form = kernels::MlaForm::kAbsorbed;
-  load.shard.dp_size = 1;
-  const auto deepseek = texts(nextn_checkpoint(), 1, config(), load);
-  load.shard.dp_size = 2;
-  EXPECT_EQ(texts(nextn_checkpoint(), 2, c, load), deepseek);
-}
-
-TEST(GroupModel, PrefixesAreSharedWithinAGroup) {
-  model::LoadOptions load;
-  load.shard.dp_size = 2;
-  SplitEngine split(llama(), 2, config(), load);
-  std::vector<std::vector<int32_t>> seen;
-  int cached = 0;
-  for (int i = 0; i < 6; ++i) {
-    std::vector<Output*> both;  // one in each group
-    for (int k = 0; k < 2; ++k) both.push_back(&split.submit(greedy(prompt_of(60, 5, 100), 8)));
-    for (Output* out : both) {
-      seen.push_back(out->wait().tokens());
-      cached += out->last().cached_tokens > 0 ? 1 : 0;
-    }
-  }
-  for (const auto& tokens : seen) EXPECT_EQ(tokens, seen[0]);
-  EXPECT_GE(cached, 8);
-}
-
 TEST(GroupModel, PromptLogprobsRunInPieces) {
   std::vector<std::vector<float>> seen;
   for (const int ranks : {1, 2}) {

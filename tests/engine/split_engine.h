@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/dp_engine.h"
 #include "engine/engine_harness.h"
 #include "engine/group_check.h"
 #include "engine/group_model.h"
@@ -59,8 +60,7 @@ class SplitEngine {
     }
     GroupModelOptions options;
     options.page_size = config.scheduler.page_size;
-    options.attention_groups = load.shard.dp_size;
-    config.attention_groups = load.shard.dp_size;
+    options.groups = load.shard.dp_size;
     options.on_step = [this](uint64_t step) { steps_[0] = step; };
     options.on_failure = [this](const Error& why) {
       note(0, why);
@@ -72,9 +72,12 @@ class SplitEngine {
     };
     config.kv_dtype = DType::kF32;
     config.pool = first_.pool.get();
-    auto created = Engine::create(
-        std::make_unique<GroupModel>(std::move(first_.shard), *first_.comm, std::move(options)),
-        config);
+    auto model =
+        std::make_unique<GroupModel>(std::move(first_.shard), *first_.comm, std::move(options));
+    auto created = load.shard.dp_size > 1
+                       ? create_dp_engine(std::move(model), std::move(first_.kv),
+                                          load.shard.dp_size, LoadBalance::kRequests, config)
+                       : Engine::create(std::move(model), config);
     EXPECT_TRUE(created.ok()) << created.error().message;
     engine_ = std::move(created).value();
   }
@@ -86,6 +89,7 @@ class SplitEngine {
     out.request = request;
     const auto id = engine_->submit(std::move(request), out.sink());
     EXPECT_TRUE(id.ok()) << id.error().message;
+    if (id.ok()) out.id = *id;
     return out;
   }
   /// Rank 0 tells the others to stop; returns when they have.
