@@ -197,7 +197,7 @@ TEST(GroupProcess, AKilledLeaderEndsTheWorkers) {
 
 TEST(GroupProcess, AStoppedWorkerIsGivenUp) {
   std::vector<std::string> flags = kLongContext;
-  flags.insert(flags.end(), {"--heartbeat-timeout", "1"});
+  flags.insert(flags.end(), {"--heartbeat-timeout", "3"});
   Pair pair(flags, {kAllowIt});
   auto stream = long_stream(pair.leader.port());
   ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
@@ -211,7 +211,7 @@ TEST(GroupProcess, AStoppedWorkerIsGivenUp) {
 
 TEST(GroupProcess, TheWatchdogShowsWhereAStepHangs) {
   std::vector<std::string> flags = kLongContext;
-  flags.insert(flags.end(), {"--heartbeat-timeout", "60", "--watchdog-timeout", "0.5"});
+  flags.insert(flags.end(), {"--heartbeat-timeout", "60", "--watchdog-timeout", "2"});
   Pair pair(flags, {kAllowIt});
   auto stream = long_stream(pair.leader.port());
   ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();

@@ -38,9 +38,13 @@ def die_with_parent():
 def namespaces_possible():
     if os.geteuid() != 0 or not shutil.which("ip"):
         return False
-    made = subprocess.run(["ip", "netns", "add", "capstan-probe"], capture_output=True)
+    inside = ["ip", "-n", "capstan-probe", "link", "add"]
+    made = all(subprocess.run(command, capture_output=True).returncode == 0 for command in (
+        ["ip", "netns", "add", "capstan-probe"],
+        inside + ["probe0", "type", "veth", "peer", "name", "probe1"],
+        inside + ["probe2", "type", "bridge"]))
     subprocess.run(["ip", "netns", "del", "capstan-probe"], capture_output=True)
-    return made.returncode == 0
+    return made
 
 
 def shim(folder):

@@ -17,8 +17,10 @@ class GroupNetworkTest : public ::testing::Test {
       device_[i] = "cg" + id + "." + std::to_string(i);
       if (!run("ip netns add " + names_[i])) GTEST_SKIP() << "no network namespaces here";
     }
-    ASSERT_TRUE(run("ip link add " + device_[0] + " netns " + names_[0] + " type veth peer name " +
-                    device_[1] + " netns " + names_[1]));
+    if (!run("ip link add " + device_[0] + " netns " + names_[0] + " type veth peer name " +
+             device_[1] + " netns " + names_[1])) {
+      GTEST_SKIP() << "no virtual Ethernet here";
+    }
     for (int i = 0; i < 2; ++i) {
       in(i, "ip link set lo up");
       in(i, "ip addr add 10.231.7." + std::to_string(i + 1) + "/24 dev " + device_[i]);
@@ -48,8 +50,8 @@ class GroupNetworkTest : public ::testing::Test {
 };
 
 TEST_F(GroupNetworkTest, NamespacesOfOneMachineShareMemoryAndACutLinkEndsBothSides) {
-  start(0, 1500);
-  start(1, 1500);
+  start(0, 4000);
+  start(1, 4000);
   for (auto& node : nodes_) EXPECT_EQ(node->line("joined"), "joined by shared memory");
   in(0, "ip link set " + device_[0] + " down");
   EXPECT_TRUE(nodes_[0]->line("end: ").starts_with("end: node 1 rank 2 "));

@@ -43,7 +43,7 @@ TEST_F(GroupProcessTest, KilledNodeIsNamedByAll) {
 }
 
 TEST_F(GroupProcessTest, StoppedMemberIsNamedByAllAndLearnsItWhenItGoesOn) {
-  start(3, 1000);
+  start(3, 3000);
   nodes_[1]->signal(SIGSTOP);
   expect_end(1, "end: node 1 rank 2 with step: no heartbeat for ");
   nodes_[1]->signal(SIGCONT);
@@ -54,7 +54,7 @@ TEST_F(GroupProcessTest, StoppedMemberIsNamedByAllAndLearnsItWhenItGoesOn) {
 }
 
 TEST_F(GroupProcessTest, StoppedLeaderIsNamedByAllAndLearnsItWhenItGoesOn) {
-  start(3, 1000);
+  start(3, 3000);
   nodes_[0]->signal(SIGSTOP);
   expect_end(0, "end: node 0 rank 0 with step: no heartbeat for ");
   nodes_[0]->signal(SIGCONT);

@@ -205,7 +205,7 @@ TEST(RendezvousTest, MemberThatLeavesEarlyIsAwaitedAgain) {
 TEST(RendezvousTest, MemberThatFellSilentIsReplaced) {
   const uint16_t port = free_port();
   GroupConfig leader = make_config(2, 0, port);
-  leader.heartbeat_timeout = 1s;
+  leader.heartbeat_timeout = 3s;
   Joiner zero(leader, quick());
   // A host that lost its power: it joined, and nothing tells of its end.
   RawClient ghost(port);
@@ -227,7 +227,7 @@ TEST(RendezvousTest, MemberThatFellSilentIsReplaced) {
   // In a group that is not complete yet, the newcomer takes the place.
   const uint16_t port3 = free_port();
   GroupConfig leader3 = make_config(3, 0, port3);
-  leader3.heartbeat_timeout = 1s;
+  leader3.heartbeat_timeout = 3s;
   Joiner again(leader3, quick());
   RawClient ghost3(port3);
   ASSERT_TRUE(open_as_client(ghost3.fd(), Purpose::kControl,
