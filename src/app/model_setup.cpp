@@ -6,7 +6,6 @@
 #include <sstream>
 
 #include "app/rank_setup.h"
-#include "app/weights_digest.h"
 #include "base/log.h"
 #include "engine/group_model.h"
 #include "model/describe.h"
@@ -207,11 +206,12 @@ std::vector<std::pair<std::string, std::string>> facts(const ServeOptions& o,
   const auto yes_no = [](bool b) { return std::string(b ? "yes" : "no"); };
   const engine::EngineConfig& e = o.engine;
   const bool dummy = o.load_format == LoadFormat::kDummy;
+  constexpr size_t kShownDigits = 16;  // of 64, to be read in a log line
   return {
       {"capstan version", CAPSTAN_VERSION},
       {"model", checkpoint.config().architecture_name},
       {"weights", dummy ? "dummy, seed " + std::to_string(o.dummy_seed)
-                        : "digest " + weights_digest(checkpoint)},
+                        : "digest " + checkpoint.digest().substr(0, kShownDigits)},
       {"--tp-size", std::to_string(o.parallel.ranks)},
       {"--ep-size", std::to_string(o.parallel.expert_groups)},
       {"--dp-size", std::to_string(o.parallel.attention_groups)},

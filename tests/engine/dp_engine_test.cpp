@@ -11,13 +11,7 @@
 namespace capstan::engine {
 namespace {
 
-EngineConfig config() {
-  EngineConfig c = small_config();
-  c.scheduler.num_pages = 256;
-  c.scheduler.context_length = 512;
-  c.scheduler.chunked_prefill_size = 64;
-  return c;
-}
+EngineConfig config() { return split_config(64); }
 
 model::LoadOptions groups(int n, int ep = 1) {
   model::LoadOptions load;

@@ -11,13 +11,7 @@
 namespace capstan::engine {
 namespace {
 
-EngineConfig config() {
-  EngineConfig c = small_config();
-  c.scheduler.num_pages = 256;
-  c.scheduler.context_length = 512;
-  c.scheduler.chunked_prefill_size = 32;
-  return c;
-}
+EngineConfig config() { return split_config(32); }
 
 std::string llama() { return model::testdata("tiny-llama3-f32"); }
 

@@ -19,6 +19,14 @@
 
 namespace capstan::engine {
 
+inline EngineConfig split_config(int chunked_prefill_size) {
+  EngineConfig c = small_config();
+  c.scheduler.num_pages = 256;
+  c.scheduler.context_length = 512;
+  c.scheduler.chunked_prefill_size = chunked_prefill_size;
+  return c;
+}
+
 class SplitEngine {
  public:
   using WrapShard =
