@@ -1,8 +1,11 @@
 # Compiler and linker settings shared by every target.
 find_program(CCACHE_PROGRAM ccache)
 if(CCACHE_PROGRAM)
-  set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+  # Paths are taken relative to this tree, so that another clone of it finds what this one compiled.
+  set(CAPSTAN_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1
+      ${CCACHE_PROGRAM})
+  set(CMAKE_C_COMPILER_LAUNCHER ${CAPSTAN_LAUNCHER})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CAPSTAN_LAUNCHER})
 endif()
 
 find_program(MOLD_PROGRAM mold)

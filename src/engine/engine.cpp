@@ -183,7 +183,7 @@ EngineStats EngineImpl::stats() const {
     std::lock_guard lock(mutex_);
     out.scheduler.waiting = queued_;
   }
-  if (working_now_) {
+  if (working_now_ && !idle()) {
     out.seconds_since_progress =
         std::max(0.0, now() - static_cast<double>(progress_ns_.load()) * 1e-9);
   }

@@ -37,6 +37,7 @@ class EngineImpl final : public Engine {
   void set_paused(bool paused) override;
   bool flush_cache() override;
   void begin_drain() override { draining_ = true; }
+  /// Then the statistics count every request that has ended.
   bool idle() const override { return live_count_ == 0; }
   EngineStats stats() const override;
   std::vector<std::vector<uint64_t>> expert_load() const override { return model_->expert_load(); }
@@ -98,6 +99,7 @@ class EngineImpl final : public Engine {
   const std::chrono::steady_clock::time_point epoch_ = std::chrono::steady_clock::now();
 
   std::unordered_map<RequestId, std::unique_ptr<LiveRequest>> live_;
+  int64_t ended_ = 0;                                // since the statistics were published
   std::vector<RequestId> probes_;                    // the live ones; left out of all figures
   std::unordered_map<std::string, uint64_t> salts_;  // cache salt -> namespace
   uint64_t next_namespace_ = 1;                      // 0: requests without a salt

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "base/log.h"
 #include "engine/engine_impl.h"
@@ -327,7 +328,7 @@ void EngineImpl::finish(LiveRequest& live, FinishKind kind, const std::string& m
   }
   send(live, std::move(event));
   live_.erase(live.id);
-  live_count_.fetch_sub(1);
+  ++ended_;
 }
 
 LiveRequest* EngineImpl::find(RequestId id) {
@@ -352,8 +353,11 @@ void EngineImpl::publish() {
     std::lock_guard lock(mutex_);
     queued_ = working_.scheduler.waiting + mailbox_requests_;
   }
-  std::lock_guard lock(stats_mutex_);
-  stats_ = working_;
+  {
+    std::lock_guard lock(stats_mutex_);
+    stats_ = working_;
+  }
+  live_count_.fetch_sub(std::exchange(ended_, 0));
 }
 
 /// Salts are told apart by their text, not by a hash of it: two tenants never share a prefix. The
