@@ -6,7 +6,7 @@
 // One pass runs every matrix of the model once, in order, each layer with weights of its own, so
 // that r1 (R1-Distill-Qwen-1.5B's shape) reads more bytes than any cache holds. The roofs are
 // measured in the same run: DRAM read bandwidth of all threads, and the rates of register-resident
-// loops of vpmaddubsw + vpmaddwd + vpaddd (INT8) and vfmadd231ps (FP32).
+// loops of the set's INT8 and FP32 multiply-adds (kernels/peaks.h).
 #include <immintrin.h>
 #include <time.h>
 
@@ -22,6 +22,7 @@
 
 #include "bench_util.h"
 #include "kernels/linear.h"
+#include "kernels/peaks.h"
 #include "quant/codecs.h"
 #include "quant/fp8.h"
 #include "quant/panel.h"
@@ -151,38 +152,6 @@ double best_seconds(int repeats, F&& f) {
   return best;
 }
 
-constexpr int64_t kPeakLoops = 1'000'000;
-
-__attribute__((target("avx2"))) void int8_loop() {
-  int64_t n = kPeakLoops;
-#define CAPSTAN_MAC(t, a)                   \
-  "vpmaddubsw %%ymm14, %%ymm15, %%ymm" #t   \
-  ";"                                       \
-  "vpmaddwd %%ymm13, %%ymm" #t ", %%ymm" #t \
-  ";"                                       \
-  "vpaddd %%ymm" #t ", %%ymm" #a ", %%ymm" #a ";"
-  asm volatile("1:" CAPSTAN_MAC(6, 0) CAPSTAN_MAC(7, 1) CAPSTAN_MAC(8, 2) CAPSTAN_MAC(9, 3)
-                   CAPSTAN_MAC(10, 4) CAPSTAN_MAC(11, 5) "dec %0; jnz 1b"
-               : "+r"(n)
-               :
-               : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                 "xmm9", "xmm10", "xmm11", "cc");
-#undef CAPSTAN_MAC
-}
-
-__attribute__((target("avx2,fma"))) void fp32_loop() {
-  int64_t n = kPeakLoops;
-#define CAPSTAN_FMA(a) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #a ";"
-  asm volatile("1:" CAPSTAN_FMA(0) CAPSTAN_FMA(1) CAPSTAN_FMA(2) CAPSTAN_FMA(3) CAPSTAN_FMA(4)
-                   CAPSTAN_FMA(5) CAPSTAN_FMA(6) CAPSTAN_FMA(7) CAPSTAN_FMA(8) CAPSTAN_FMA(9)
-                       CAPSTAN_FMA(10) CAPSTAN_FMA(11) "dec %0; jnz 1b"
-               : "+r"(n)
-               :
-               : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",
-                 "xmm9", "xmm10", "xmm11", "cc");
-#undef CAPSTAN_FMA
-}
-
 // Reads [begin, end) of memory; prefetching `ahead` bytes if not 0.
 __attribute__((target("avx2"))) void read_memory(const std::byte* begin, const std::byte* end,
                                                  ptrdiff_t ahead) {
@@ -220,14 +189,12 @@ double dram_roof(platform::ThreadPool& pool) {
   return best;
 }
 
-Roofs measure_roofs(platform::ThreadPool& pool) {
+Roofs measure_roofs(Isa isa, platform::ThreadPool& pool) {
+  const Peaks peaks = measure_peaks(isa, pool, 1.0);
   Roofs r;
+  r.int8 = peaks.int8 / 2;  // a multiply-add is two operations
+  r.fp32 = peaks.fp32 / 2;
   pool.begin_burst();
-  const double threads = pool.size(), loops = static_cast<double>(kPeakLoops);
-  r.int8 =
-      threads * loops * 6 * 32 / best_seconds(100, [&] { pool.run([](int) { int8_loop(); }); });
-  r.fp32 =
-      threads * loops * 12 * 8 / best_seconds(100, [&] { pool.run([](int) { fp32_loop(); }); });
   r.dram = dram_roof(pool);
   pool.end_burst();
   return r;
@@ -389,7 +356,7 @@ void bench_format(const Options& o, const std::string& format, const Roofs& roof
 int main_linear(int argc, char** argv) {
   const Options o = parse(argc, argv);
   platform::ThreadPool pool(o.threads);
-  const Roofs roofs = measure_roofs(pool);
+  const Roofs roofs = measure_roofs(o.isa, pool);
   std::printf("%d threads: DRAM read %.1f GB/s, INT8 %.1f GMAC/s, FP32 %.1f GMAC/s\n", pool.size(),
               roofs.dram / 1e9, roofs.int8 / 1e9, roofs.fp32 / 1e9);
   for (const std::string& format : o.formats) bench_format(o, format, roofs, pool);

@@ -57,6 +57,7 @@ class PanelWeight : public LinearWeight {
 ///   the 16-bit accumulators that takes the weights' offset into account. The low half is the
 ///   sum of q at element positions 0,1 of each dword, the high half that at 2,3, over the block,
 ///   times -8 (at kInit8) and -16 (kInit16); over elements 0..15 and 16..31 times -32 (kInit32).
+///   AVX-512's kernels keep one int32, the sum of the pair, in each of these places.
 /// kXPaired: records of the same size: int8 q[32] with |q[2i]| + |q[2i+1]| <= 127, so that pairs of
 ///   products with uint8 weights fit 16 bits; float scale; four start values as above (offset 128),
 ///   each over eight elements, at kPairedInit.

@@ -34,7 +34,11 @@ inline __m512 broadcast_float(const std::byte* p) {
 
 // How a panel format decodes; see avx2/linear_formats.h for the fields' meaning. kOffset is what
 // the unsigned quants exceed the signed ones by; kInit the record's field that holds -kOffset times
-// the sums of x (kInit8 scaled by 16 for Q8_0).
+// the sums of x. Unlike AVX2's 16-bit pairs these start values are int32, as vpdpbusd adds them:
+// loading one costs no arithmetic.
+inline constexpr int kInit128 = 56;
+void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
+
 struct Scales {
   __m512 scale[8];
   __m512 scale2[8];
@@ -71,7 +75,7 @@ struct Q8_0 {
   static constexpr int kHeader = 32;
   static constexpr int kBlock = 512;
   static constexpr int kOffset = 128;
-  static constexpr int kInit = kInit8;
+  static constexpr int kInit = kInit128;
 
   static void scales(const std::byte* header, Scales& s) { s.scale[0] = load_half16(header); }
 };

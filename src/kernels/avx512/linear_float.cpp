@@ -159,9 +159,10 @@ XForm x_form(DType dtype, bool quantise_activations) {
 
 const LinearKernels& avx512_linear_kernels() {
   static const LinearKernels kernels = [] {
-    LinearKernels k = avx2_linear_kernels();  // records and epilogues
+    LinearKernels k = avx2_linear_kernels();  // epilogues
     k.panel = panel_kernel;
     k.x_form = x_form;
+    k.quantise_int8 = avx512::quantise_int8;
     return k;
   }();
   return kernels;
