@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <string>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "kernels/attention_plan.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/experts.h"
+#include "kernels/isa_choice.h"
 #include "kernels/linear.h"
 #include "kernels/mla_plan.h"
 #include "kernels/ref/ref_ops.h"
@@ -138,58 +138,6 @@ class CpuOps final : public Ops {
   ExpertsPlan experts_plan_;
   MlaPlan mla_;
 };
-
-/// Seconds of a product shaped like a small model's layer, for one row and for sixteen.
-double time_linear(Isa isa, DType dtype, const PackOptions& options, platform::ThreadPool& pool) {
-  constexpr int64_t kN = 256, kK = 1024, kRows = 16;
-  const std::vector<std::byte> data(dtype_bytes(dtype, kN * kK));
-  const TensorView part{data.data(), dtype, {kN, kK}, "timing"};
-  LinearSpec spec;
-  spec.parts = {&part, 1};
-  auto weight = pack_linear(isa, spec, options);
-  if (!weight.ok()) return 1e9;
-  std::vector<float> x(kRows * kK, 1.0f), y(kRows * kN);
-  double best = 1e9;
-  pool.begin_burst();
-  for (int repeat = 0; repeat < 8; ++repeat) {  // the first ones warm caches and clocks up
-    const auto start = std::chrono::steady_clock::now();
-    for (const int64_t rows : {int64_t{1}, kRows}) {
-      LinearArgs args;
-      args.x = {x.data(), rows, kK, kK};
-      args.weight = weight->get();
-      args.y = {y.data(), rows, kN, kN};
-      run_linear(isa, args, pool);
-    }
-    best = std::min(
-        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  pool.end_burst();
-  return best;
-}
-
-/// Float and int8 arithmetic count alike: a set that wins one of them by more than it loses the
-/// other is the faster one.
-Isa fastest_isa(const PackOptions& options, platform::ThreadPool& pool) {
-  const std::vector<Isa> isas = supported_isas();
-  if (isas.size() == 1) return isas[0];
-  if (isas.size() == 2) return isas[1];  // the scalar oracle is never the fastest
-  Isa best = Isa::kAvx2;
-  double best_time = 1e9;
-  std::string report;
-  for (const Isa isa : isas) {
-    if (isa == Isa::kRef) continue;
-    const double floats = time_linear(isa, DType::kBF16, options, pool);
-    const double ints = time_linear(isa, DType::kQ8_0, options, pool);
-    report += fmt::format("{}{} {:.0f} us (BF16) and {:.0f} us (Q8_0)", report.empty() ? "" : ", ",
-                          isa_name(isa), 1e6 * floats, 1e6 * ints);
-    if (floats * ints < best_time) {
-      best_time = floats * ints;
-      best = isa;
-    }
-  }
-  LOG_INFO("kernels timed at start-up: {}", report);
-  return best;
-}
 
 }  // namespace
 
