@@ -57,13 +57,15 @@ class PanelWeight : public LinearWeight {
 ///   the 16-bit accumulators that takes the weights' offset into account. The low half is the
 ///   sum of q at element positions 0,1 of each dword, the high half that at 2,3, over the block,
 ///   times -8 (at kInit8) and -16 (kInit16); over elements 0..15 and 16..31 times -32 (kInit32).
-///   AVX-512's kernels keep one int32, the sum of the pair, in each of these places.
+///   AVX-512's kernels keep one int32, the sum of the pair, at kInit8 and kInit16.
 /// kXPaired: records of the same size: int8 q[32] with |q[2i]| + |q[2i+1]| <= 127, so that pairs of
 ///   products with uint8 weights fit 16 bits; float scale; four start values as above (offset 128),
 ///   each over eight elements, at kPairedInit.
+/// kXSuper: per row and 256 elements one record of kXSuperRecord bytes: int8 q[256]; float scale;
+///   int16 sums of q over 32 each; int32 -32 times the sums of q over 16 each.
 /// Records of the rows of a tile are interleaved: block 0 of each row, block 1 of each row, ...
 /// kXScaled: floats times 2^64, rows of k behind each other.
-enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4, kXScaled = 8 };
+enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4, kXScaled = 8, kXSuper = 16 };
 inline constexpr int kXRecord = 64;
 inline constexpr int kXScale = 32;
 inline constexpr int kInt8Sum = 36;
@@ -71,6 +73,10 @@ inline constexpr int kInit8 = 40;
 inline constexpr int kInit16 = 44;
 inline constexpr int kInit32 = 48;      // and 52
 inline constexpr int kPairedInit = 36;  // to 51; scale at kXScale
+inline constexpr int kXSuperRecord = 384;
+inline constexpr int kSuperScale = 256;
+inline constexpr int kSuperSums = 288;    // to 303
+inline constexpr int kSuperInit32 = 320;  // to 383
 
 /// Activations of one chunk of rows, in the forms asked for.
 struct XChunk {
@@ -78,6 +84,7 @@ struct XChunk {
   int64_t stride = 0;
   const std::byte* int8 = nullptr;
   const std::byte* paired = nullptr;
+  const std::byte* super = nullptr;
   const float* scaled = nullptr;
 };
 
@@ -101,6 +108,7 @@ struct LinearKernels {
   PanelKernel (*panel)(DType dtype, bool quantise_activations);
   QuantiseTile quantise_int8;
   QuantiseTile quantise_paired;
+  QuantiseTile quantise_super;
   ScaleTile scale;
   StorePanel store;
   StoreSwiGlu store_swiglu;

@@ -18,6 +18,7 @@ void PreparedRows::reserve(unsigned forms, int64_t rows, int64_t k) {
   k_ = k;
   if ((forms & kXInt8) != 0) grow(int8_, records(rows));
   if ((forms & kXPaired) != 0) grow(paired_, records(rows));
+  if ((forms & kXSuper) != 0) grow(super_, super_records(rows));
   if ((forms & kXScaled) != 0) grow(scaled_, rows * k * static_cast<int64_t>(sizeof(float)));
 }
 
@@ -27,6 +28,8 @@ void PreparedRows::convert(const LinearKernels& kernels, const float* x, int64_t
     kernels.quantise_int8(x, stride, k_, rows, int8_.data() + records(first_row));
   if ((forms_ & kXPaired) != 0)
     kernels.quantise_paired(x, stride, k_, rows, paired_.data() + records(first_row));
+  if ((forms_ & kXSuper) != 0)
+    kernels.quantise_super(x, stride, k_, rows, super_.data() + super_records(first_row));
   if ((forms_ & kXScaled) != 0)
     kernels.scale(x, stride, k_, rows, scaled_.as<float>() + first_row * k_);
 }
@@ -45,6 +48,7 @@ XChunk PreparedRows::view(const float* x, int64_t stride, int64_t first_row) con
   chunk.stride = stride;
   if ((forms_ & kXInt8) != 0) chunk.int8 = int8_.data() + records(first_row);
   if ((forms_ & kXPaired) != 0) chunk.paired = paired_.data() + records(first_row);
+  if ((forms_ & kXSuper) != 0) chunk.super = super_.data() + super_records(first_row);
   if ((forms_ & kXScaled) != 0) chunk.scaled = scaled_.as<float>() + first_row * k_;
   return chunk;
 }

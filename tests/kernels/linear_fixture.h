@@ -206,15 +206,18 @@ inline std::vector<float> run(const Packed& packed, int64_t m, int threads, int6
   return out;
 }
 
-/// What the integer kernels make of activations (see XForm): each block of 32 rounded to a
-/// multiple of its largest magnitude, or largest sum of two neighbours', over 127 or 126.
+/// What the integer kernels make of activations (see XForm): each block of 32, or of 256, rounded
+/// to a multiple of its largest magnitude, or largest sum of two neighbours', over 127 or 126.
 inline std::vector<float> rounded(std::vector<float> x, XForm form) {
-  for (size_t b = 0; form != kXFloat && b < x.size(); b += 32) {
+  if (form == kXFloat) return x;
+  const bool paired = form == kXPaired;
+  const size_t block = form == kXSuper ? 256 : 32;
+  for (size_t b = 0; b < x.size(); b += block) {
     float max = 0;
-    for (size_t i = b; i < b + 32; i += form == kXInt8 ? 1 : 2)
-      max = std::max(max, std::fabs(x[i]) + (form == kXInt8 ? 0 : std::fabs(x[i + 1])));
-    const float limit = form == kXInt8 ? 127 : 126, inverse = limit / max, scale = max / limit;
-    for (size_t i = b; i < b + 32; ++i) x[i] = std::nearbyint(x[i] * inverse) * scale;
+    for (size_t i = b; i < b + block; i += paired ? 2 : 1)
+      max = std::max(max, std::fabs(x[i]) + (paired ? std::fabs(x[i + 1]) : 0));
+    const float limit = paired ? 126 : 127, inverse = limit / max, scale = max / limit;
+    for (size_t i = b; i < b + block; ++i) x[i] = std::nearbyint(x[i] * inverse) * scale;
   }
   return x;
 }

@@ -20,6 +20,7 @@ set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernels/avx512/mla_avx512.cp
 # And linear()'s: the table's name and the namespace are replaced for the same reason. -O1, because
 # SIMDe's generic code for the unrolled kernels takes minutes and a gigabyte at -O2.
 set(CAPSTAN_LINEAR_AVX512 ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_quantised.cpp
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_super.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_float.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_fp8.cpp)
 target_sources(kernels_test PRIVATE ${CAPSTAN_LINEAR_AVX512})

@@ -153,7 +153,8 @@ PanelKernel panel_kernel(DType dtype, bool quantise_activations) {
                               : avx512::widened_panel_kernel(dtype);
 }
 XForm x_form(DType dtype, bool quantise_activations) {
-  return is_block_quantised(dtype) && quantise_activations ? kXInt8 : kXFloat;
+  if (!is_block_quantised(dtype) || !quantise_activations) return kXFloat;
+  return avx512::super_panel_kernel(dtype) != nullptr ? kXSuper : kXInt8;
 }
 }  // namespace
 
