@@ -51,6 +51,14 @@ inline void mac(__m512i& acc, __m512i q, const std::byte* x) {
 #endif
 }
 
+// Sums per row of a block: a row alone would wait for vpdpbusd's latency (Q4_K 48 against 51 GB/s).
+constexpr int chains(int rows) { return rows == 1 ? 2 : 1; }
+template <int kChains>
+inline __m512i sum_of(const __m512i part[kChains]) {
+  if constexpr (kChains == 1) return part[0];
+  return _mm512_add_epi32(part[0], part[kChains - 1]);
+}
+
 // Brings `bytes` of weights towards L1: the hardware's prefetchers stop at every 4 KiB.
 inline void prefetch(const std::byte* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64)

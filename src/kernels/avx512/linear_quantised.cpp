@@ -13,22 +13,25 @@ namespace {
 template <class F, int R>
 inline void block_product(const std::byte* header, const Scales& w, const std::byte* const x[R],
                           __m512 acc[R]) {
-  __m512i sum[R];
+  constexpr int kChains = chains(R);
+  __m512i sum[R][kChains];
 #pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
-    sum[r] = F::kOffset == 0 ? _mm512_setzero_si512() : broadcast32(x[r] + F::kInit);
+  for (int r = 0; r < R; ++r) {
+    sum[r][0] = F::kOffset == 0 ? _mm512_setzero_si512() : broadcast32(x[r] + F::kInit);
+    for (int c = 1; c < kChains; ++c) sum[r][c] = _mm512_setzero_si512();
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
     const int half = i & 1, t = i >> 1;  // both nibbles of one load follow each other
     const __m512i q = quants<F>(header + F::kHeader, half, t);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) mac(sum[r], q, x[r] + 16 * half + 4 * t);
+    for (int r = 0; r < R; ++r) mac(sum[r][i % kChains], q, x[r] + 16 * half + 4 * t);
   }
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
     const __m512 x_scale = broadcast_float(x[r] + kXScale);
-    acc[r] =
-        _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_mul_ps(w.scale[0], x_scale), acc[r]);
+    const __m512 dot = _mm512_cvtepi32_ps(sum_of<kChains>(sum[r]));
+    acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(w.scale[0], x_scale), acc[r]);
     if constexpr (F::kMin)
       acc[r] = _mm512_fmadd_ps(w.scale2[0], broadcast_float(x[r] + kInt8Sum), acc[r]);
   }

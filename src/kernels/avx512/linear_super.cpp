@@ -1,9 +1,10 @@
-// Panels of the K formats, whose blocks of 32 share a header of 256, times int8 activations of which
-// 256 share a scale (kXSuper). So all within a super-block is integer arithmetic: vpdpbusd over a
-// block, times the block's scale, summed; minima by vpdpwssd; then one FMA each. With a scale per 32
-// activations, as the other formats have it, every block takes two or three FMAs of the ports that
-// vpdpbusd needs: at 32 rows on Zen 4 Q4_K reaches 67% of the INT8 peak instead of 62%, Q6_K 59%
-// instead of 55%. The rounding error of activations is 1.4 times as large, an eighth of the weights'.
+// Panels of the K formats, whose blocks of 32 share a header of 256, times int8 activations of
+// which 256 share a scale (kXSuper). So all within a super-block is integer arithmetic: vpdpbusd
+// over a block, times the block's scale, summed; minima by vpdpwssd; then one FMA each. With a
+// scale per 32 activations, as the other formats have it, every block takes two or three FMAs of
+// the ports that vpdpbusd needs: at 32 rows on Zen 4 Q4_K reaches 67% of the INT8 peak instead of
+// 62%, Q6_K 59% instead of 55%. The rounding error of activations is 1.4 times as large, an eighth
+// of the weights'.
 #include "kernels/avx512/linear_avx512.h"
 
 namespace capstan::kernels::avx512 {
@@ -53,23 +54,27 @@ inline void block_product(const SuperHeader<F>& header, const std::byte* block, 
                           const std::byte* const x[R], __m512i sum[R]) {
 #pragma GCC unroll 2
   for (int h = 0; h < F::kSub; ++h) {
-    __m512i part[R];
+    constexpr int kChains = chains(R);
+    __m512i part[R][kChains];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      part[r] = F::kOffset == 0 ? _mm512_setzero_si512()
-                                : broadcast32(x[r] + kSuperInit32 + 4 * (2 * j + h));
+      part[r][0] = F::kOffset == 0 ? _mm512_setzero_si512()
+                                   : broadcast32(x[r] + kSuperInit32 + 4 * (2 * j + h));
+      for (int c = 1; c < kChains; ++c) part[r][c] = _mm512_setzero_si512();
     }
 #pragma GCC unroll 8
     for (int i = 0; i < 8 / F::kSub; ++i) {
       const int half = F::kSub == 2 ? h : i & 1, t = F::kSub == 2 ? i : i >> 1;
       const __m512i q = quants<F>(block, half, t);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) mac(part[r], q, x[r] + 32 * j + 16 * half + 4 * t);
+      for (int r = 0; r < R; ++r) mac(part[r][i % kChains], q, x[r] + 32 * j + 16 * half + 4 * t);
     }
     const __m512i scale = header.scale(j, h);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-      sum[r] = _mm512_add_epi32(sum[r], _mm512_mullo_epi32(part[r], scale));
+    for (int r = 0; r < R; ++r) {
+      const __m512i whole = sum_of<kChains>(part[r]);
+      sum[r] = _mm512_add_epi32(sum[r], _mm512_mullo_epi32(whole, scale));
+    }
   }
 }
 
