@@ -61,7 +61,9 @@ inline void coded_blocks(const std::byte* codes, const float* scales, int64_t n,
   for (int64_t i = 0; i + 2 <= n; i += 2, codes += kPairBytes) {
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b) {
-      const PairOfRows w = widen_pair(codes + b * kBlock * kPanelColumns);
+      const std::byte* pair = codes + b * kBlock * kPanelColumns;
+      _mm_prefetch(reinterpret_cast<const char*>(pair + kAhead), _MM_HINT_T0);
+      const PairOfRows w = widen_pair(pair);
       multiply<R>(w.v[0], x + b * kBlock + i, stride, acc[b]);
       multiply<R>(w.v[1], x + b * kBlock + i + 1, stride, acc[b]);
     }
