@@ -113,7 +113,7 @@ Result<std::vector<std::unique_ptr<Communicator>>> make_group(const Topology& to
     return group;
   }
   const auto mesh =
-      std::make_shared<Mesh>(std::move(links), topology.ranks_per_node, crowded, fate);
+      std::make_shared<SocketMesh>(std::move(links), topology.ranks_per_node, crowded, fate);
   const auto source = std::make_shared<PrivateRegionSource>();
   for (int r = 0; r < topology.ranks_per_node; ++r) {
     CAPSTAN_ASSIGN(auto rank, make_hierarchy(all, first + r, topology.ranks_per_node, mesh, source,
