@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/ucx_support.h"
 
 namespace capstan::comm {
 
@@ -24,6 +25,7 @@ enum class Way {
   kShared,  // a shared memory segment
   kUnix,    // socket pairs
   kTcp,     // loopback TCP
+  kUcx,     // UCX over loopback TCP
 };
 
 struct Shape {
@@ -33,10 +35,20 @@ struct Shape {
 
   int size() const { return nodes * per_node; }
   std::string name() const {
-    const char* ways[] = {"local", "shared", "unix", "tcp"};
+    const char* ways[] = {"local", "shared", "unix", "tcp", "ucx"};
     return ways[static_cast<int>(way)] + std::to_string(nodes) + "x" + std::to_string(per_node);
   }
 };
+
+/// Those of the shapes that this build has.
+template <size_t N>
+std::vector<Shape> shapes(const Shape (&all)[N]) {
+  std::vector<Shape> some;
+  for (const Shape& shape : all) {
+    if (shape.way != Way::kUcx || ucx_built_in()) some.push_back(shape);
+  }
+  return some;
+}
 
 using Ranks = std::vector<std::unique_ptr<Communicator>>;
 
@@ -44,6 +56,15 @@ using Ranks = std::vector<std::unique_ptr<Communicator>>;
 inline std::string segment_name() {
   static std::atomic<int> next{0};
   return "/capstan_test_" + std::to_string(getpid()) + "_" + std::to_string(next++);
+}
+
+/// The topology of one node.
+inline Topology topology_of(const Shape& shape, int node, const std::string& segment) {
+  Topology topology{shape.nodes, node, shape.per_node, segment};
+  topology.ucx = shape.way == Way::kUcx;
+  // No machine that tests run on needs to have more.
+  if (topology.ucx) setenv("UCX_TLS", "tcp", 0);
+  return topology;
 }
 
 /// Two connected TCP sockets of this host.
@@ -70,7 +91,7 @@ inline std::vector<std::vector<NodeLink>> make_links(Way way, int nodes) {
   for (int a = 0; a < nodes; ++a) {
     for (int b = a + 1; b < nodes; ++b) {
       int fds[2] = {-1, -1};
-      if (way == Way::kTcp) {
+      if (way == Way::kTcp || way == Way::kUcx) {
         tcp_pair(fds);
       } else {
         EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
@@ -91,7 +112,7 @@ inline Ranks make_ranks(const Shape& shape) {
   std::vector<std::thread> threads;
   for (int node = 0; node < shape.nodes; ++node) {
     threads.emplace_back([&, node] {
-      auto made = make_group({shape.nodes, node, shape.per_node, segment}, std::move(links[node]));
+      auto made = make_group(topology_of(shape, node, segment), std::move(links[node]));
       ASSERT_TRUE(made.ok()) << made.error().message;
       of_node[node] = std::move(*made);
     });

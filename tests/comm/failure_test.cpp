@@ -147,9 +147,14 @@ TEST_P(Failures, ARankThatLeavesEndsTheOthersWait) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Failures,
-                         testing::Values(Shape{Way::kLocal, 1, 3}, Shape{Way::kShared, 3, 1},
-                                         Shape{Way::kUnix, 2, 1}, Shape{Way::kTcp, 3, 1},
-                                         Shape{Way::kTcp, 2, 2}),
+                         testing::ValuesIn(shapes({{Way::kLocal, 1, 3},
+                                                   {Way::kShared, 3, 1},
+                                                   {Way::kUnix, 2, 1},
+                                                   {Way::kTcp, 3, 1},
+                                                   {Way::kTcp, 2, 2},
+                                                   {Way::kUcx, 2, 1},
+                                                   {Way::kUcx, 3, 1},
+                                                   {Way::kUcx, 2, 2}})),
                          [](const auto& info) { return info.param.name(); });
 
 /// Runs `child` in a process of its own, which dies with the test.
@@ -188,7 +193,7 @@ class Processes : public testing::TestWithParam<Shape> {
     std::vector<pid_t> children;
     for (int node = 0; node < shape.nodes; ++node) {
       children.push_back(start([&] {
-        auto group = make_group({shape.nodes, node, shape.per_node, segment}, keep(links, node));
+        auto group = make_group(topology_of(shape, node, segment), keep(links, node));
         if (!group.ok()) {
           std::fprintf(stderr, "%s\n", group.error().message.c_str());
           return 100;
