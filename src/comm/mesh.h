@@ -110,6 +110,8 @@ class Mesh {
 
  protected:
   virtual std::shared_ptr<Channel> make_channel(uint64_t key) = 0;
+  /// The first act of a destructor: channels that not all have fetched use the mesh to their end.
+  void drop_channels() { channels_.clear(); }
 
   // Each fails the group, in the same words for every transport.
 

@@ -36,6 +36,7 @@ SocketMesh::SocketMesh(std::vector<NodeLink> links, int ranks_per_node, bool cro
 }
 
 SocketMesh::~SocketMesh() {
+  drop_channels();
   FrameHeader goodbye;
   goodbye.channel = FrameHeader::kGoodbye;
   for (const auto& link : links_) {

@@ -97,6 +97,7 @@ Status UcxMesh::connect(const Topology& topology, const std::vector<NodeLink>& l
 }
 
 UcxMesh::~UcxMesh() {
+  drop_channels();
   const auto close_links = [this] {
     for (const auto& peer : peers_) {
       if (peer == nullptr || peer->link.fd < 0) continue;
