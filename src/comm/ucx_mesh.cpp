@@ -1,4 +1,4 @@
-// The receiving half, the lifelines, and how a mesh begins and ends.
+// The receiving half, the lifelines, and how a mesh ends.
 #include "comm/ucx_mesh.h"
 
 #include <sys/socket.h>
@@ -8,9 +8,6 @@
 #include <cstring>
 #include <thread>
 #include <utility>
-
-#include "comm/control_message.h"
-#include "comm/socket_handshake.h"
 
 namespace capstan::comm {
 namespace {
@@ -34,66 +31,6 @@ UcxMesh::UcxMesh(const Topology& topology, std::vector<NodeLink> links, bool cro
     place = std::make_unique<Peer>();
     place->link = std::move(link);
   }
-}
-
-Result<std::shared_ptr<Mesh>> UcxMesh::make(const Topology& topology, std::vector<NodeLink> links,
-                                            bool crowded, std::shared_ptr<Fate> fate) {
-  const std::vector<NodeLink> names = links;  // the mesh owns them
-  const std::shared_ptr<UcxMesh> mesh(
-      new UcxMesh(topology, std::move(links), crowded, std::move(fate)));
-  if (const Status s = mesh->connect(topology, names); !s.ok()) {
-    mesh->fate().fail(s.error());  // no farewell
-    return s.error();
-  }
-  return std::shared_ptr<Mesh>(mesh);
-}
-
-Status UcxMesh::connect(const Topology& topology, const std::vector<NodeLink>& links) {
-  // Everybody hears of every failure: nobody is left waiting.
-  const auto tell = [&](const Status& mine, const std::string& text,
-                        std::vector<std::string>* told) -> Status {
-    const std::string message = Writer()
-                                    .text(mine.ok() ? "" : mine.error().message)
-                                    .text(mine.ok() ? text : "")
-                                    .take();
-    for (const NodeLink& link : links) CAPSTAN_RETURN_IF_ERROR(send_text(link, message));
-    Status first = mine;
-    for (const NodeLink& link : links) {
-      CAPSTAN_ASSIGN(const std::string answer, receive_text(link));
-      Reader in(answer);
-      const std::string error = in.text();
-      told->push_back(in.text());
-      if (!in.done()) return unavailable(node_name(link) + " gave no readable address of UCX");
-      if (first.ok() && !error.empty()) first = unavailable(node_name(link) + ": " + error);
-    }
-    return first;
-  };
-  Status status;
-  std::string mine;
-  auto made = UcxWorker::make(topology.nodes, topology.interface, this);
-  status = made.status();
-  if (made.ok()) {
-    worker_ = std::move(*made);
-    const auto address = worker_->address();
-    status = address.status();
-    if (address.ok()) mine = Writer().number(worker_->secret()).text(*address).take();
-  }
-  std::vector<std::string> told;
-  CAPSTAN_RETURN_IF_ERROR(tell(status, mine, &told));
-  for (size_t i = 0; i < links.size() && status.ok(); ++i) {
-    Reader in(told[i]);
-    const uint64_t secret = in.number();
-    const std::string address = in.text();
-    status = in.done() ? worker_->connect(links[i].node, address, secret)
-                       : unavailable("its address is unreadable");
-    if (!status.ok()) {
-      status = unavailable("UCX finds no way from node " + std::to_string(topology.node) + " to " +
-                           node_name(links[i]) + ": " + status.error().message +
-                           "; see UCX_TLS and UCX_NET_DEVICES, or use --comm-transport tcp");
-    }
-  }
-  std::vector<std::string> none;
-  return tell(status, "", &none);
 }
 
 UcxMesh::~UcxMesh() {
@@ -169,6 +106,10 @@ void UcxMesh::arrived(const UcxHeader& header, const std::byte* data, size_t byt
   Peer* const from = peer(header.node);
   if (from == nullptr) return;
   ++from->pieces_received;
+  if (header.kind == UcxHeader::kHello) {
+    from->greeted = true;
+    return;
+  }
   if (header.kind == UcxHeader::kCredit && !from->inboxes.contains(header.channel)) return;
   Inbox& to = inbox(*from, header.channel);
   if (header.consumed > to.credited) {

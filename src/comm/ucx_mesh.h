@@ -92,6 +92,7 @@ class UcxMesh final : public Mesh, private UcxHandler {
     uint64_t pieces_received = 0;
     Goodbye goodbye;
     size_t goodbye_bytes = 0;
+    bool greeted = false;  // its first message came through UCX
     bool left = false;    // said goodbye
     bool closed = false;  // nothing more can come through the link
     bool broken = false;  // UCX has lost it
@@ -102,6 +103,7 @@ class UcxMesh final : public Mesh, private UcxHandler {
   UcxMesh(const Topology& topology, std::vector<NodeLink> links, bool crowded,
           std::shared_ptr<Fate> fate);
   Status connect(const Topology& topology, const std::vector<NodeLink>& links);
+  Status wire_up(const std::vector<NodeLink>& links);
 
   Peer* peer(int node);
   Inbox& inbox(Peer& peer, uint64_t key);

@@ -31,6 +31,7 @@ namespace capstan::comm {
 struct UcxHeader {
   static constexpr uint32_t kData = 1;
   static constexpr uint32_t kCredit = 2;  // carries `consumed` alone
+  static constexpr uint32_t kHello = 3;   // the first of all: the way is open
   uint64_t secret = 0;  // the receiver's; the worker fills it in and checks it
   uint64_t channel = 0;
   uint64_t sequence = 0;  // frames of this channel in this direction before this one
@@ -94,6 +95,10 @@ class UcxWorker {
   /// Everything posted is with the transports. True when done, or an endpoint broke.
   bool flushed();
 
+  /// All endpoints have reached each other. Before, close() leaks those that there are: UCX 1.13
+  /// ends the process (an assertion in ucp_worker_destroy) if it still has answers to give while a
+  /// connection is being made.
+  void set_wired() { wired_ = true; }
   /// Closes the endpoints by force and frees everything, within `limit`; see above. Repeatable.
   void close(std::chrono::milliseconds limit);
 
@@ -108,6 +113,7 @@ class UcxWorker {
 
   UcxWorker(const UcxLibrary* ucx, int nodes, UcxHandler* handler);
   Status start(const std::string& interface);
+  void leave();
   void done(UcxPiece* piece);
   void received(UcxPiece* piece, ucs_status_t status);
   void fail(Endpoint& endpoint, ucs_status_t status);
@@ -126,6 +132,7 @@ class UcxWorker {
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
+  bool wired_ = false;
   void* flush_ = nullptr;  // running request
   size_t in_flight_ = 0;   // pieces with UCX
   std::vector<std::unique_ptr<UcxPiece>> small_, large_;  // free

@@ -26,7 +26,10 @@ enum class Way {
   kUnix,    // socket pairs
   kTcp,     // loopback TCP
   kUcx,     // UCX over loopback TCP
+  kUcxShm,  // UCX over its own shared memory
 };
+
+inline bool over_ucx(Way way) { return way == Way::kUcx || way == Way::kUcxShm; }
 
 struct Shape {
   Way way = Way::kLocal;
@@ -35,7 +38,7 @@ struct Shape {
 
   int size() const { return nodes * per_node; }
   std::string name() const {
-    const char* ways[] = {"local", "shared", "unix", "tcp", "ucx"};
+    const char* ways[] = {"local", "shared", "unix", "tcp", "ucx", "ucxshm"};
     return ways[static_cast<int>(way)] + std::to_string(nodes) + "x" + std::to_string(per_node);
   }
 };
@@ -45,7 +48,7 @@ template <size_t N>
 std::vector<Shape> shapes(const Shape (&all)[N]) {
   std::vector<Shape> some;
   for (const Shape& shape : all) {
-    if (shape.way != Way::kUcx || ucx_built_in()) some.push_back(shape);
+    if (!over_ucx(shape.way) || ucx_built_in()) some.push_back(shape);
   }
   return some;
 }
@@ -61,9 +64,9 @@ inline std::string segment_name() {
 /// The topology of one node.
 inline Topology topology_of(const Shape& shape, int node, const std::string& segment) {
   Topology topology{shape.nodes, node, shape.per_node, segment};
-  topology.ucx = shape.way == Way::kUcx;
-  // No machine that tests run on needs to have more.
-  if (topology.ucx) setenv("UCX_TLS", "tcp", 0);
+  topology.ucx = over_ucx(shape.way);
+  // What every machine has that tests run on.
+  if (topology.ucx) setenv("UCX_TLS", shape.way == Way::kUcx ? "tcp" : "sm,self,tcp", 1);
   return topology;
 }
 
@@ -91,7 +94,7 @@ inline std::vector<std::vector<NodeLink>> make_links(Way way, int nodes) {
   for (int a = 0; a < nodes; ++a) {
     for (int b = a + 1; b < nodes; ++b) {
       int fds[2] = {-1, -1};
-      if (way == Way::kTcp || way == Way::kUcx) {
+      if (way == Way::kTcp || over_ucx(way)) {
         tcp_pair(fds);
       } else {
         EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
