@@ -153,9 +153,9 @@ void UcxChannel::give_up_on_left(std::vector<Running>& running) {
     if (!peer.left || run.done()) continue;
     const bool late = Clock::now() - peer.since > kLeftGrace;
     const bool all_here = peer.broken || peer.pieces_received >= peer.goodbye.pieces;
-    if (late || (all_here && (!run.posted ||
-                              (!run.received && !run.inbox->complete.load() &&
-                               (run.flow->room == nullptr || run.inbox->early.empty()))))) {
+    if (late ||
+        (all_here && (!run.posted || (!run.received && !run.inbox->complete.load() &&
+                                      (run.flow->room == nullptr || run.inbox->early.empty()))))) {
       mesh_->left_group(peer.link.node);
     }
   }

@@ -69,8 +69,7 @@ std::string ucx_devices(const std::string& interface) {
   if (interface.empty() || !environment("UCX_NET_DEVICES").empty()) return "";
   std::string list = interface;
   const std::filesystem::path all = "/sys/class/infiniband";
-  std::vector<std::string> devices =
-      names_in("/sys/class/net/" + interface + "/device/infiniband");
+  std::vector<std::string> devices = names_in("/sys/class/net/" + interface + "/device/infiniband");
   if (devices.empty()) devices = names_in(all);
   for (const std::string& device : devices) {
     for (const std::string& port : names_in(all / device / "ports")) {

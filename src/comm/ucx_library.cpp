@@ -54,7 +54,7 @@ Result<UcxLibrary> load() {
   }
   UcxLibrary library;
   std::string missing;
-#define CAPSTAN_UCX(name)                                                         \
+#define CAPSTAN_UCX(name)                                                        \
   library.name = reinterpret_cast<decltype(library.name)>(dlsym(handle, #name)); \
   if (library.name == nullptr) missing = #name;
 #include "comm/ucx_functions.inc"

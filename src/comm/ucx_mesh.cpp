@@ -146,8 +146,7 @@ void UcxMesh::arrived(const UcxHeader& header, const std::byte* data, size_t byt
   take_early(node, to);
 }
 
-size_t UcxMesh::take(int node, Inbox& inbox, uint64_t length, const std::byte* data,
-                     size_t bytes) {
+size_t UcxMesh::take(int node, Inbox& inbox, uint64_t length, const std::byte* data, size_t bytes) {
   Flow& flow = *inbox.flow;
   if (!inbox.begun) {
     if (flow.any != nullptr) {
@@ -214,9 +213,8 @@ void UcxMesh::look(Peer& peer) {
   auto* const into = reinterpret_cast<std::byte*>(&peer.goodbye);
   std::byte surplus;
   const bool whole = peer.goodbye_bytes == sizeof(Goodbye);
-  const ssize_t n =
-      recv(peer.link.fd, whole ? &surplus : into + peer.goodbye_bytes,
-           whole ? 1 : sizeof(Goodbye) - peer.goodbye_bytes, MSG_DONTWAIT);
+  const ssize_t n = recv(peer.link.fd, whole ? &surplus : into + peer.goodbye_bytes,
+                         whole ? 1 : sizeof(Goodbye) - peer.goodbye_bytes, MSG_DONTWAIT);
   if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
   if (n <= 0) {
     const int error = errno;

@@ -66,8 +66,8 @@ class UcxMesh final : public Mesh, private UcxHandler {
     uint64_t reported = 0;  // to the sender
     // Sending.
     uint64_t frames_sent = 0;
-    uint64_t sent = 0;      // bytes and costs of pieces
-    uint64_t credited = 0;  // of them: consumed there
+    uint64_t sent = 0;         // bytes and costs of pieces
+    uint64_t credited = 0;     // of them: consumed there
     uint32_t outstanding = 0;  // pieces that UCX has not let go of
     // Its thread waits in poll().
     bool sleeping = false;
@@ -93,9 +93,9 @@ class UcxMesh final : public Mesh, private UcxHandler {
     Goodbye goodbye;
     size_t goodbye_bytes = 0;
     bool greeted = false;  // its first message came through UCX
-    bool left = false;    // said goodbye
-    bool closed = false;  // nothing more can come through the link
-    bool broken = false;  // UCX has lost it
+    bool left = false;     // said goodbye
+    bool closed = false;   // nothing more can come through the link
+    bool broken = false;   // UCX has lost it
     std::string why;
     std::chrono::steady_clock::time_point since;  // of `left` or `broken`
   };

@@ -184,7 +184,9 @@ bool UcxWorker::flushed() {
     if (request == nullptr || UCS_PTR_IS_ERR(request)) return true;
     flush_ = request;
   }
-  return ucx_.ucp_request_check_status(flush_) != UCS_INPROGRESS;
+  if (ucx_.ucp_request_check_status(flush_) == UCS_INPROGRESS) return false;
+  ucx_.ucp_request_free(std::exchange(flush_, nullptr));
+  return true;
 }
 
 void UcxWorker::close(std::chrono::milliseconds limit) {
@@ -204,8 +206,7 @@ void UcxWorker::close(std::chrono::milliseconds limit) {
     ucp_request_param_t param{};
     param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
     param.flags = UCP_EP_CLOSE_FLAG_FORCE;
-    void* const request =
-        ucx_.ucp_ep_close_nbx(std::exchange(endpoint.ep, nullptr), &param);
+    void* const request = ucx_.ucp_ep_close_nbx(std::exchange(endpoint.ep, nullptr), &param);
     if (request != nullptr && !UCS_PTR_IS_ERR(request)) closing.push_back(request);
   }
   const auto pending = [&] {
@@ -262,8 +263,8 @@ ucs_status_t UcxWorker::on_message(void* arg, const void* header, size_t header_
   receive.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
   receive.cb.recv_am = &UcxWorker::on_received;
   receive.user_data = piece;
-  void* const request = self.ucx_.ucp_am_recv_data_nbx(self.worker_, data, piece->memory.data(),
-                                                       length, &receive);
+  void* const request =
+      self.ucx_.ucp_am_recv_data_nbx(self.worker_, data, piece->memory.data(), length, &receive);
   if (request == nullptr || UCS_PTR_IS_ERR(request)) {
     self.received(piece, UCS_PTR_RAW_STATUS(request));
   }

@@ -1,10 +1,10 @@
 // UCX's worker of this process: endpoints to the other nodes, and pieces of frames on their way.
 //
-// What memory UCX may touch: only that of pieces (UcxPiece), which the worker owns from post() until
-// UCX has completed the request, and the memory of frames that are being received, likewise its own.
-// UCX never sees the memory of a caller. So an operation that is abandoned (abort(), a peer lost)
-// returns at once, and its callers may free their tensors, whatever is still on its way. The price
-// is one copy on each side, as through a socket.
+// What memory UCX may touch: only that of pieces (UcxPiece), which the worker owns from post()
+// until UCX has completed the request, and the memory of frames that are being received, likewise
+// its own. UCX never sees the memory of a caller. So an operation that is abandoned (abort(), a
+// peer lost) returns at once, and its callers may free their tensors, whatever is still on its way.
+// The price is one copy on each side, as through a socket.
 //
 // Should requests remain that UCX does not complete even after their endpoints were closed by
 // force, close() leaks the worker with all its pieces deliberately rather than free memory that a
@@ -32,7 +32,7 @@ struct UcxHeader {
   static constexpr uint32_t kData = 1;
   static constexpr uint32_t kCredit = 2;  // carries `consumed` alone
   static constexpr uint32_t kHello = 3;   // the first of all: the way is open
-  uint64_t secret = 0;  // the receiver's; the worker fills it in and checks it
+  uint64_t secret = 0;                    // the receiver's; the worker fills it in and checks it
   uint64_t channel = 0;
   uint64_t sequence = 0;  // frames of this channel in this direction before this one
   uint64_t length = 0;    // bytes of the frame
@@ -48,8 +48,8 @@ inline constexpr size_t kUcxPieceBytes = size_t{256} << 10;
 struct UcxPiece {
   UcxHeader header;
   AlignedBuffer memory;
-  size_t bytes = 0;               // used of `memory`
-  int node = -1;                  // where to
+  size_t bytes = 0;                 // used of `memory`
+  int node = -1;                    // where to
   uint32_t* outstanding = nullptr;  // if set: less by one when UCX has let go of the piece
   class UcxWorker* worker = nullptr;
 };
@@ -92,7 +92,7 @@ class UcxWorker {
   /// first.
   bool arm();
   int event_fd() const { return event_fd_; }
-  /// Everything posted is with the transports. True when done, or an endpoint broke.
+  /// Asked again until true: everything posted before is with the transports, or an endpoint broke.
   bool flushed();
 
   /// All endpoints have reached each other. Before, close() leaks those that there are: UCX 1.13
@@ -133,8 +133,8 @@ class UcxWorker {
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
   bool wired_ = false;
-  void* flush_ = nullptr;  // running request
-  size_t in_flight_ = 0;   // pieces with UCX
+  void* flush_ = nullptr;                                 // running request
+  size_t in_flight_ = 0;                                  // pieces with UCX
   std::vector<std::unique_ptr<UcxPiece>> small_, large_;  // free
 };
 

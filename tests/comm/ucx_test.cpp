@@ -49,7 +49,8 @@ TEST(UcxChoice, ANodeThatCannotIsAnErrorWithTheRemedy) {
   nodes[1] = with_rdma();
   nodes[1].version = "1.16.0";
   const auto other = choose_ucx(Transport::kUcx, nodes, kNames, &why);
-  EXPECT_TRUE(contains(other.error().message, "1.16.0") && contains(other.error().message, "1.13.1"));
+  EXPECT_TRUE(contains(other.error().message, "1.16.0") &&
+              contains(other.error().message, "1.13.1"));
 }
 
 TEST(UcxChoice, FactsTravel) {
