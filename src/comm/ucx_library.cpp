@@ -27,21 +27,29 @@ ucs_log_func_rc_t log_line(const char*, unsigned, const char*, ucs_log_level_t l
   return UCS_LOG_FUNC_RC_STOP;
 }
 
-/// Puts back the handlers of fatal signals that loading UCX replaces.
+/// Puts back the handlers of signals that loading UCX replaces: those of crashes, which it would
+/// report in its own way, and SIGHUP, at which it would stop and wait for a debugger.
 class SignalKeeper {
  public:
   SignalKeeper() {
-    for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], nullptr, &kept_[i]);
+    for (int number = 1; number < kSignals; ++number) sigaction(number, nullptr, &kept_[number]);
   }
   ~SignalKeeper() {
-    for (size_t i = 0; i < std::size(kSignals); ++i) sigaction(kSignals[i], &kept_[i], nullptr);
+    for (int number = 1; number < kSignals; ++number) {
+      struct sigaction now {};
+      sigaction(number, nullptr, &now);
+      // A union in glibc; the handlers' addresses are all that loading changes.
+      if (now.sa_sigaction != kept_[number].sa_sigaction) {
+        sigaction(number, &kept_[number], nullptr);
+      }
+    }
   }
   SignalKeeper(const SignalKeeper&) = delete;
   SignalKeeper& operator=(const SignalKeeper&) = delete;
 
  private:
-  static constexpr int kSignals[] = {SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV};
-  struct sigaction kept_[std::size(kSignals)] = {};
+  static constexpr int kSignals = 32;
+  struct sigaction kept_[kSignals] = {};
 };
 
 Result<UcxLibrary> load() {
