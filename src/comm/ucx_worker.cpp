@@ -17,6 +17,7 @@ constexpr unsigned kMessageId = 1;
 constexpr size_t kSmallPiece = size_t{16} << 10;
 // More are not kept for later.
 constexpr size_t kFreePieces = 64;
+constexpr int kOpenAgain = 5;
 
 }  // namespace
 
@@ -36,32 +37,52 @@ UcxWorker::UcxWorker(const UcxLibrary* ucx, int nodes, UcxHandler* handler)
 
 UcxWorker::~UcxWorker() { close(std::chrono::milliseconds(2000)); }
 
-Status UcxWorker::start(const std::string& interface) {
-  const auto failed = [&](const char* call, ucs_status_t status) {
-    return unavailable(std::string("UCX cannot be started (") + call + ": " + text(status) +
-                       "); see UCX_TLS and UCX_NET_DEVICES, or use --comm-transport tcp");
-  };
+ucs_status_t UcxWorker::open(const std::string& interface, const char** call) {
   ucp_config_t* config = nullptr;
+  *call = "ucp_config_read";
   ucs_status_t status = ucx_.ucp_config_read(nullptr, nullptr, &config);
-  if (status != UCS_OK) return failed("ucp_config_read", status);
+  if (status != UCS_OK) return status;
   if (const std::string devices = ucx_devices(interface); !devices.empty()) {
     status = ucx_.ucp_config_modify(config, "NET_DEVICES", devices.c_str());
   }
+  *call = "ucp_init";
   if (status == UCS_OK) {
     ucp_params_t params{};
     params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS;
     params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
     params.estimated_num_eps = endpoints_.size();
     status = ucx_.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &context_);
+    if (status != UCS_OK) context_ = nullptr;
   }
   ucx_.ucp_config_release(config);
-  if (status != UCS_OK) return failed("ucp_init", status);
-
+  if (status != UCS_OK) return status;
   ucp_worker_params_t params{};
   params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
   params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  *call = "ucp_worker_create";
   status = ucx_.ucp_worker_create(context_, &params, &worker_);
-  if (status != UCS_OK) return failed("ucp_worker_create", status);
+  if (status != UCS_OK) {
+    worker_ = nullptr;
+    ucx_.ucp_cleanup(std::exchange(context_, nullptr));
+  }
+  return status;
+}
+
+Status UcxWorker::start(const std::string& interface) {
+  const auto failed = [&](const char* call, ucs_status_t status) {
+    return unavailable(std::string("UCX cannot be started (") + call + ": " + text(status) +
+                       "); see UCX_TLS and UCX_NET_DEVICES, or use --comm-transport tcp");
+  };
+  const char* call = nullptr;
+  ucs_status_t status = open(interface, &call);
+  // Network interfaces come and go where containers do; one that went between the two calls is no
+  // reason to give up.
+  for (int again = 0; again < kOpenAgain && status == UCS_ERR_NO_DEVICE && context_ == nullptr &&
+                      std::string_view(call) == "ucp_worker_create";
+       ++again) {
+    status = open(interface, &call);
+  }
+  if (status != UCS_OK) return failed(call, status);
   ucp_am_handler_param_t handler{};
   handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
                        UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;

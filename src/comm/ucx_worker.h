@@ -113,6 +113,7 @@ class UcxWorker {
 
   UcxWorker(const UcxLibrary* ucx, int nodes, UcxHandler* handler);
   Status start(const std::string& interface);
+  ucs_status_t open(const std::string& interface, const char** call);
   void leave();
   void done(UcxPiece* piece);
   void received(UcxPiece* piece, ucs_status_t status);
