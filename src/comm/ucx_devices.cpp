@@ -24,6 +24,8 @@ std::vector<std::string> names_in(const std::filesystem::path& folder) {
   return names;
 }
 
+const std::filesystem::path kRdma = "/sys/class/infiniband";
+
 std::string environment(const char* name) {
   const char* const value = std::getenv(name);
   return value == nullptr ? "" : value;
@@ -68,16 +70,17 @@ void collect(const UcxLibrary& ucx, uct_component_h component, const std::string
 std::string ucx_devices(const std::string& interface) {
   if (interface.empty() || !environment("UCX_NET_DEVICES").empty()) return "";
   std::string list = interface;
-  const std::filesystem::path all = "/sys/class/infiniband";
   std::vector<std::string> devices = names_in("/sys/class/net/" + interface + "/device/infiniband");
-  if (devices.empty()) devices = names_in(all);
+  if (devices.empty()) devices = names_in(kRdma);
   for (const std::string& device : devices) {
-    for (const std::string& port : names_in(all / device / "ports")) {
+    for (const std::string& port : names_in(kRdma / device / "ports")) {
       list += "," + device + ":" + port;
     }
   }
   return list;
 }
+
+bool machine_has_rdma() { return !names_in(kRdma).empty(); }
 
 Result<std::string> ucx_rdma_devices() {
   CAPSTAN_ASSIGN(const UcxLibrary* const ucx, ucx_library());

@@ -13,6 +13,9 @@ namespace capstan::comm {
 /// so also when UCX_NET_DEVICES is set, which goes before.
 std::string ucx_devices(const std::string& interface);
 
+/// Whether the kernel knows any RDMA device; without UCX.
+bool machine_has_rdma();
+
 /// The RDMA devices that UCX may use here with this environment (UCX_TLS, UCX_NET_DEVICES):
 /// "mlx5_0:1, mlx5_1:1"; empty: none. Errors as ucx_library().
 Result<std::string> ucx_rdma_devices();

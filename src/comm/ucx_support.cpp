@@ -37,9 +37,10 @@ bool ucx_built_in() {
 #endif
 }
 
-UcxSupport ucx_support() {
+UcxSupport ucx_support([[maybe_unused]] Transport asked) {
   UcxSupport support;
 #ifdef CAPSTAN_UCX_BUILT
+  if (asked == Transport::kAuto && !machine_has_rdma()) return support;
   const auto library = ucx_library();
   if (!library.ok()) {
     support.lack = library.error().message;
@@ -72,11 +73,11 @@ Result<bool> choose_ucx(Transport asked, std::span<const UcxSupport> nodes,
   for (size_t i = 0; i < nodes.size(); ++i) {
     if (!nodes[i].lack.empty()) {
       *why = names[i] + " cannot use UCX: " + nodes[i].lack;
+    } else if (!must && nodes[i].rdma.empty()) {
+      *why = names[i] + " has no RDMA device that UCX may use";
     } else if (nodes[i].version != nodes[0].version) {
       *why = names[i] + " has UCX " + nodes[i].version + ", " + names[0] + " has " +
              nodes[0].version + "; use one image for all nodes";
-    } else if (!must && nodes[i].rdma.empty()) {
-      *why = names[i] + " has no RDMA device that UCX may use";
     } else {
       continue;
     }

@@ -21,8 +21,9 @@ struct UcxSupport {
 /// Whether this program was built with UCX.
 bool ucx_built_in();
 
-/// Of this process; loads UCX.
-UcxSupport ucx_support();
+/// Of this process. `asked`: kUcx loads UCX; kAuto only where the machine has RDMA at all, since
+/// its libraries do not leave a process as it was (ucx_library.h).
+UcxSupport ucx_support(Transport asked);
 
 std::string encode(const UcxSupport& support);
 bool decode(std::string_view body, UcxSupport& support);

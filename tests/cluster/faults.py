@@ -124,7 +124,7 @@ def slow_cpu(scene):
 
 
 FAULTS = [
-    Fault("sigkill-worker", send(signal.SIGKILL), codes=(137,), quick=("decode",), ucx=PHASES,
+    Fault("sigkill-worker", send(signal.SIGKILL), codes=(137,), quick=("decode",), ucx=("idle", "prefill", "decode"),
           quick_ucx=("decode",)),
     Fault("sigkill-leader", send(signal.SIGKILL), victim=0, codes=(137,), quick=("prefill",),
           ucx=("prefill", "decode"), quick_ucx=("decode",)),

@@ -26,10 +26,10 @@ enum class Way {
   kUnix,    // socket pairs
   kTcp,     // loopback TCP
   kUcx,     // UCX over loopback TCP
-  kUcxShm,  // UCX over its own shared memory
+  kUcxAny,  // UCX over all of its ways within a machine
 };
 
-inline bool over_ucx(Way way) { return way == Way::kUcx || way == Way::kUcxShm; }
+inline bool over_ucx(Way way) { return way == Way::kUcx || way == Way::kUcxAny; }
 
 struct Shape {
   Way way = Way::kLocal;
@@ -38,7 +38,7 @@ struct Shape {
 
   int size() const { return nodes * per_node; }
   std::string name() const {
-    const char* ways[] = {"local", "shared", "unix", "tcp", "ucx", "ucxshm"};
+    const char* ways[] = {"local", "shared", "unix", "tcp", "ucx", "ucxany"};
     return ways[static_cast<int>(way)] + std::to_string(nodes) + "x" + std::to_string(per_node);
   }
 };

@@ -323,8 +323,8 @@ INSTANTIATE_TEST_SUITE_P(All, Processes,
                                                    {Way::kTcp, 3, 1},
                                                    {Way::kUcx, 2, 2},
                                                    {Way::kUcx, 3, 1},
-                                                   {Way::kUcxShm, 2, 1},
-                                                   {Way::kUcxShm, 3, 2}})),
+                                                   {Way::kUcxAny, 2, 1},
+                                                   {Way::kUcxAny, 3, 2}})),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

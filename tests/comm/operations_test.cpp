@@ -377,8 +377,8 @@ INSTANTIATE_TEST_SUITE_P(All, Operations,
                                                    {Way::kUcx, 3, 1},
                                                    {Way::kUcx, 2, 2},
                                                    {Way::kUcx, 4, 2},
-                                                   {Way::kUcxShm, 2, 1},
-                                                   {Way::kUcxShm, 2, 2}})),
+                                                   {Way::kUcxAny, 2, 1},
+                                                   {Way::kUcxAny, 2, 2}})),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace

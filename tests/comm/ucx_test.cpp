@@ -32,6 +32,7 @@ TEST(UcxChoice, AutoNeedsRdmaOnAllNodes) {
   nodes[1] = with_rdma();
   nodes[1].version = "1.16.0";
   EXPECT_FALSE(*choose_ucx(Transport::kAuto, nodes, kNames, &why));
+  EXPECT_TRUE(contains(why, "1.16.0")) << why;
   nodes[0] = {"", "no libraries", ""};
   EXPECT_FALSE(*choose_ucx(Transport::kAuto, nodes, kNames, &why));
   EXPECT_EQ(why, "node 0 (host a) cannot use UCX: no libraries");
@@ -76,7 +77,7 @@ TEST(UcxChoice, ListsOfTransports) {
 
 TEST(UcxChoice, WithoutItAGroupIsRefused) {
   if (ucx_built_in()) GTEST_SKIP() << "built with UCX";
-  EXPECT_TRUE(contains(ucx_support().lack, "libucx-dev"));
+  EXPECT_TRUE(contains(ucx_support(Transport::kUcx).lack, "libucx-dev"));
   auto links = make_links(Way::kUcx, 2);
   const auto made = make_group(topology_of({Way::kUcx, 2, 1}, 0, ""), std::move(links[0]));
   EXPECT_TRUE(contains(made.error().message, "--comm-transport tcp"));
@@ -93,7 +94,7 @@ class Ucx : public ::testing::Test {
 TEST_F(Ucx, LoadingItLeavesSignalsAlone) {
   struct sigaction before[32] = {}, after = {};
   for (int number = 1; number < 32; ++number) sigaction(number, nullptr, &before[number]);
-  const UcxSupport support = ucx_support();
+  const UcxSupport support = ucx_support(Transport::kUcx);
   EXPECT_EQ(support.lack, "");
   EXPECT_NE(support.version, "");
   Ranks ranks = make_ranks({Way::kUcx, 2, 1});
@@ -288,7 +289,7 @@ TEST_F(UcxGroups, AgreeAndWork) {
 TEST_F(UcxGroups, AutoWithoutRdmaIsTcp) {
   // Threads of one process share memory, too: this is about what comes after.
   std::string why;
-  const std::vector<UcxSupport> nodes(2, ucx_support());
+  const std::vector<UcxSupport> nodes(2, ucx_support(Transport::kAuto));
   EXPECT_EQ(*choose_ucx(Transport::kAuto, nodes, kNames, &why), !nodes[0].rdma.empty());
 }
 
