@@ -241,7 +241,8 @@ std::vector<NodeLink> Opener::take() {
 Result<bool> agree_on_ucx(const GroupConfig& config, const Formed& formed,
                           const Exchange& exchange) {
   if (config.transport != Transport::kAuto && config.transport != Transport::kUcx) return false;
-  CAPSTAN_ASSIGN(const std::vector<std::string> told, exchange("UCX", encode(ucx_support(config.transport))));
+  CAPSTAN_ASSIGN(const std::vector<std::string> told,
+                 exchange("UCX", encode(ucx_support(config.transport))));
   std::vector<UcxSupport> nodes(told.size());
   std::vector<std::string> names;
   for (size_t i = 0; i < told.size(); ++i) {

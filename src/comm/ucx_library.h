@@ -1,8 +1,8 @@
 // The functions of UCX that are used, found when first asked for.
 //
-// The program is not linked with UCX: its libraries install signal handlers and, with RDMA, hooks
-// of memory functions as soon as they are loaded, which is nothing for a server that does not use
-// them; and so the program also starts where they are not installed.
+// The program is not linked with UCX: its libraries take over signal handlers (put back here) and
+// memory functions such as mmap(), which is nothing for a server that does not use them; and so the
+// program also starts where they are not installed.
 #pragma once
 
 #include <ucp/api/ucp.h>
