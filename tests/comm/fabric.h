@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <string>
@@ -60,6 +61,11 @@ inline std::string segment_name() {
   static std::atomic<int> next{0};
   return "/capstan_test_" + std::to_string(getpid()) + "_" + std::to_string(next++);
 }
+
+#ifdef CAPSTAN_TSAN
+/// UCX's hooks of memory functions would call ThreadSanitizer's locks in threads that have ended.
+inline const bool kNoHooks = setenv("UCX_MEM_EVENTS", "n", 1) == 0;
+#endif
 
 /// The topology of one node.
 inline Topology topology_of(const Shape& shape, int node, const std::string& segment) {
