@@ -1,6 +1,7 @@
 #include "comm/ucx_worker.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <utility>
@@ -44,6 +45,11 @@ ucs_status_t UcxWorker::open(const std::string& interface, const char** call) {
   if (status != UCS_OK) return status;
   if (const std::string devices = ucx_devices(interface); !devices.empty()) {
     status = ucx_.ucp_config_modify(config, "NET_DEVICES", devices.c_str());
+  }
+  // Without an adapter that fetches by itself a rendezvous only adds turns of both sides:
+  // all_reduce of 7,168 floats over UCX's TCP 28 to 590 us, without 9 us.
+  if (status == UCS_OK && std::getenv("UCX_RNDV_THRESH") == nullptr && !machine_has_rdma()) {
+    status = ucx_.ucp_config_modify(config, "RNDV_THRESH", "inf");
   }
   *call = "ucp_init";
   if (status == UCS_OK) {

@@ -72,7 +72,11 @@ inline Topology topology_of(const Shape& shape, int node, const std::string& seg
   Topology topology{shape.nodes, node, shape.per_node, segment};
   topology.ucx = over_ucx(shape.way);
   // What every machine has that tests run on.
-  if (topology.ucx) setenv("UCX_TLS", shape.way == Way::kUcx ? "tcp" : "sm,self,tcp", 1);
+  if (topology.ucx) {
+    setenv("UCX_TLS", shape.way == Way::kUcx ? "tcp" : "sm,self,tcp", 1);
+    // With a rendezvous for large pieces, as RDMA has it, and without.
+    setenv("UCX_RNDV_THRESH", shape.way == Way::kUcx ? "auto" : "inf", 1);
+  }
   return topology;
 }
 
