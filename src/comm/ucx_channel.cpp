@@ -212,7 +212,11 @@ void UcxChannel::sleep(std::vector<Running>& running) {
       UcxMesh::Inbox& inbox = *run.inbox;
       const bool sends = !run.posted ? inbox.may_send(std::min(run.send_left, kUcxPieceBytes))
                                      : !run.sent && inbox.outstanding == 0;
-      if (sends || (!run.received && inbox.complete.load())) return;
+      if (sends) return;
+      // Another group's thread took up pieces: credit is due, or room.
+      if (!run.received && (inbox.complete.load() || inbox.received.load() != run.flow->received)) {
+        return;
+      }
     }
     if (mesh_->worker_->progress() || !mesh_->worker_->arm()) return;
     for (Running& run : running) run.inbox->sleeping = !run.done();

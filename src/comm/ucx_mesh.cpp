@@ -16,8 +16,10 @@ using Clock = std::chrono::steady_clock;
 
 // A peer's end shows on its link, too; only a network that UCX has lost alone does not.
 constexpr auto kBrokenGrace = std::chrono::milliseconds(300);
-// For the others to say goodbye as well, so that nothing on its way is cut off.
+// For the others to say goodbye as well.
 constexpr auto kFarewell = std::chrono::milliseconds(20);
+// For what was sent to leave this process: a slow network or peer must not lose the end of it.
+constexpr auto kFlushing = std::chrono::milliseconds(2000);
 constexpr auto kClosing = std::chrono::milliseconds(2000);
 
 }  // namespace
@@ -50,15 +52,19 @@ UcxMesh::~UcxMesh() {
       [[maybe_unused]] const ssize_t n =
           send(peer->link.fd, &goodbye, sizeof(goodbye), MSG_DONTWAIT | MSG_NOSIGNAL);
     }
-    const auto until = Clock::now() + kFarewell;
-    for (bool waits = true; waits && Clock::now() < until;) {
+    const auto start = Clock::now();
+    bool flushed = false;
+    for (bool waits = true; waits;) {
       worker_->progress();
-      waits = !worker_->flushed();
+      flushed = flushed || worker_->flushed();
+      bool gone = true;
       for (const auto& peer : peers_) {
         if (peer == nullptr) continue;
         look(*peer);
-        waits = waits || !(peer->left || peer->closed);
+        gone = gone && (peer->left || peer->closed);
       }
+      const auto passed = Clock::now() - start;
+      waits = (!flushed && passed < kFlushing) || (!gone && passed < kFarewell);
       std::this_thread::yield();
     }
   } else {
@@ -122,7 +128,9 @@ void UcxMesh::arrived(const UcxHeader& header, const std::byte* data, size_t byt
     wrong_sequence(node, header.sequence, to.frame);
     return;
   }
-  if (header.length > kLongestKept && (to.flow == nullptr || to.flow->any != nullptr)) {
+  // Whatever flow it is for: pieces of later frames may come first.
+  const bool sized = to.flow != nullptr && to.flow->any == nullptr && header.sequence == to.frame;
+  if (header.length > kLongestKept && !sized) {
     unasked(node, header.length);
     return;
   }
@@ -151,11 +159,13 @@ size_t UcxMesh::take(int node, Inbox& inbox, uint64_t length, const std::byte* d
   if (!inbox.begun) {
     if (flow.any != nullptr) {
       flow.make_room(length);
-    } else if (length != inbox.expected) {
-      wrong_length(node, length, inbox.expected);
-      return bytes;
+      inbox.expected = length;
     }
     inbox.begun = true;
+  }
+  if (length != inbox.expected) {  // also of a later piece
+    wrong_length(node, length, inbox.expected);
+    return bytes;
   }
   const uint64_t until =
       flow.room != nullptr ? std::min<uint64_t>(length, flow.room->load()) : length;
@@ -170,7 +180,11 @@ size_t UcxMesh::take(int node, Inbox& inbox, uint64_t length, const std::byte* d
   }
   inbox.consumed += done;
   inbox.received.store(inbox.taken, std::memory_order_release);
-  if (inbox.taken < length) return done;
+  if (inbox.taken < length) {
+    // Whoever sleeps has to give the sender credit, and to make room.
+    if (done > 0) wake(inbox);
+    return done;
+  }
   ++inbox.frame;
   inbox.taken = 0;
   inbox.begun = false;
