@@ -130,8 +130,9 @@ Status UcxMesh::wire_up(const std::vector<NodeLink>& links) {
       continue;
     }
     if (Clock::now() > until) {
-      return unavailable("UCX did not connect node " + std::to_string(node_) + " with " + missing +
-                         " within " + std::to_string(kWireUp.count()) + " s" + kHint);
+      return unavailable("UCX did not connect node " + std::to_string(node_) + " with " +
+                         (missing.empty() ? "all others" : missing) + " within " +
+                         std::to_string(kWireUp.count()) + " s" + kHint);
     }
     // The worker is not armed: a millisecond is nothing here.
     poll(fds.data(), fds.size(), 1);

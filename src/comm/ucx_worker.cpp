@@ -19,6 +19,7 @@ constexpr size_t kSmallPiece = size_t{16} << 10;
 // More are not kept for later.
 constexpr size_t kFreePieces = 64;
 constexpr int kOpenAgain = 5;
+constexpr int kClosingTurns = 1000;
 
 }  // namespace
 
@@ -244,7 +245,12 @@ void UcxWorker::close(std::chrono::milliseconds limit) {
     });
     return !closing.empty() || in_flight_ > 0;
   };
-  while (worker_ != nullptr && pending() && std::chrono::steady_clock::now() < until) progress();
+  // Also some turns: the process may have been stopped meanwhile.
+  for (int turn = 0; worker_ != nullptr && pending() &&
+                     (turn < kClosingTurns || std::chrono::steady_clock::now() < until);
+       ++turn) {
+    progress();
+  }
   if (worker_ != nullptr && pending()) {
     LOG_WARN("UCX did not let go of {} buffers within {} ms; their memory stays reserved",
              in_flight_, limit.count());

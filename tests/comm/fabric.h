@@ -122,10 +122,14 @@ inline Ranks make_ranks(const Shape& shape) {
   auto links = make_links(shape.way, shape.nodes);
   const std::string segment = shape.way == Way::kShared ? segment_name() : "";
   std::vector<Ranks> of_node(shape.nodes);
+  std::vector<Topology> topologies;  // before there are threads: they set the environment
+  for (int node = 0; node < shape.nodes; ++node) {
+    topologies.push_back(topology_of(shape, node, segment));
+  }
   std::vector<std::thread> threads;
   for (int node = 0; node < shape.nodes; ++node) {
     threads.emplace_back([&, node] {
-      auto made = make_group(topology_of(shape, node, segment), std::move(links[node]));
+      auto made = make_group(topologies[node], std::move(links[node]));
       ASSERT_TRUE(made.ok()) << made.error().message;
       of_node[node] = std::move(*made);
     });
