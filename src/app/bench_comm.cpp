@@ -16,6 +16,7 @@
 #include "app/bench_process.h"
 #include "base/log.h"
 #include "comm/communicator.h"
+#include "comm/ucx_support.h"
 #include "platform/cpu.h"
 #include "tensor/tensor.h"
 
@@ -192,6 +193,9 @@ std::vector<CommWay> comm_ways(const BenchCommOptions& options) {
   if (options.nodes <= 1) ways.push_back({"threads", 1});
   if (spread && wanted("shm")) ways.push_back({"shared_memory", nodes});
   if (spread && wanted("tcp")) ways.push_back({"tcp", nodes});
+  if (spread && (options.transport == "ucx" || (wanted("ucx") && comm::ucx_built_in()))) {
+    ways.push_back({"ucx", nodes});
+  }
   return ways;
 }
 
@@ -215,9 +219,10 @@ Result<std::vector<BenchRow>> bench_comm_way(const CommWay& way, const BenchComm
         if (other == node) continue;
         for (const comm::NodeLink& link : links[static_cast<size_t>(other)]) close(link.fd);
       }
+      comm::Topology topology{way.nodes, node, options.ranks / way.nodes, segment};
+      topology.ucx = way.name == "ucx";
       CAPSTAN_ASSIGN(auto ranks,
-                     comm::make_group({way.nodes, node, options.ranks / way.nodes, segment},
-                                      std::move(links[static_cast<size_t>(node)])));
+                     comm::make_group(topology, std::move(links[static_cast<size_t>(node)])));
       return measure_node(ranks, options, way.name + " ", fd);
     });
   }
@@ -268,8 +273,9 @@ ParsedBenchComm parse_bench_comm_options(int argc, char** argv) {
                  "processes")
       ->check(CLI::Range(0, 16))
       ->capture_default_str();
-  cli.add_option("--comm-transport", o.transport, "between processes: shm, tcp, all")
-      ->check(CLI::IsMember({"shm", "tcp", "all"}))
+  cli.add_option("--comm-transport", o.transport,
+                 "between processes: shm, tcp, ucx (as UCX_TLS says), all")
+      ->check(CLI::IsMember({"shm", "tcp", "ucx", "all"}))
       ->capture_default_str();
   const std::vector<std::string> all = o.operations;
   cli.add_option("--op", o.operations, "operations, e.g. all_reduce,all_gather")
@@ -344,7 +350,9 @@ int run_bench_comm(int argc, char** argv) {
   for (const CommWay& way : ways) {
     if (!add(bench_comm_way(way, options))) return 1;
   }
-  if (ways.back().name == "tcp" && !add(bench_loopback(options))) return 1;
+  const bool sockets =
+      std::any_of(ways.begin(), ways.end(), [](const CommWay& way) { return way.name == "tcp"; });
+  if (sockets && !add(bench_loopback(options))) return 1;
   const std::string json = comm_json(options, rows);
   if (options.json_path.empty()) return 0;
   if (const Status s = write_file(options.json_path, json); !s.ok()) {

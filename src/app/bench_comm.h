@@ -32,7 +32,7 @@ ParsedBenchComm parse_bench_comm_options(int argc, char** argv);
 
 /// How the ranks are spread and how bytes go between them.
 struct CommWay {
-  std::string name;  // "threads", "shared_memory", "tcp"
+  std::string name;  // "threads", "shared_memory", "tcp", "ucx"
   int nodes = 1;     // processes
 };
 

@@ -124,6 +124,7 @@ Result<ParallelOptions> make_parallel_options(const FlagValues& f, const Environ
   const std::string transport = f.text("comm-transport");
   if (transport == "shm") o.transport = comm::Transport::kSharedMemory;
   if (transport == "tcp") o.transport = comm::Transport::kTcp;
+  if (transport == "ucx") o.transport = comm::Transport::kUcx;
   o.dist_timeout = std::chrono::seconds(f.integer("dist-timeout").value_or(0));
   o.heartbeat_timeout =
       std::chrono::milliseconds(static_cast<int64_t>(*f.number("heartbeat-timeout") * 1000));

@@ -12,6 +12,9 @@
 #include "comm/shared_segment.h"
 #include "comm/socket_handshake.h"
 #include "comm/socket_mesh.h"
+#ifdef CAPSTAN_UCX_BUILT
+#include "comm/ucx_mesh.h"
+#endif
 #include "platform/cpu.h"
 
 namespace capstan::comm {
@@ -85,6 +88,11 @@ Result<std::vector<std::unique_ptr<Communicator>>> make_group(const Topology& to
     return why;
   };
   if (const Status s = check_links(topology, links); !s.ok()) return refuse(s.error());
+#ifndef CAPSTAN_UCX_BUILT
+  if (topology.ucx) {
+    return refuse(invalid_argument("this program was built without UCX; use --comm-transport tcp"));
+  }
+#endif
   if (topology.nodes == 1) return make_local_group(topology.ranks_per_node);
   const Result<int> nodes_here = greet(topology, links);
   if (!nodes_here.ok()) return refuse(nodes_here.error());
@@ -112,8 +120,14 @@ Result<std::vector<std::unique_ptr<Communicator>>> make_group(const Topology& to
     }
     return group;
   }
-  const auto mesh =
-      std::make_shared<Mesh>(std::move(links), topology.ranks_per_node, crowded, fate);
+  std::shared_ptr<Mesh> mesh;
+  if (topology.ucx) {
+#ifdef CAPSTAN_UCX_BUILT
+    CAPSTAN_ASSIGN(mesh, UcxMesh::make(topology, std::move(links), crowded, fate));
+#endif
+  } else {
+    mesh = std::make_shared<SocketMesh>(std::move(links), topology.ranks_per_node, crowded, fate);
+  }
   const auto source = std::make_shared<PrivateRegionSource>();
   for (int r = 0; r < topology.ranks_per_node; ++r) {
     CAPSTAN_ASSIGN(auto rank, make_hierarchy(all, first + r, topology.ranks_per_node, mesh, source,

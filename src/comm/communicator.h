@@ -31,7 +31,7 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  /// The way the bytes go, for logs: "shared memory", "shared memory + tcp" ...
+  /// The way the bytes go, for logs: "shared memory", "shared memory + tcp", "ucx" ...
   virtual std::string_view transport() const = 0;
 
   // Errors of all operations: kUnavailable when a peer's connection broke or abort() was called,
@@ -87,10 +87,15 @@ struct Topology {
   /// Not empty when all nodes are processes of one host and agreed to use shared memory: the name
   /// of the segment (shm_open), made by node 0, the same on all.
   std::string shared_memory;
+  /// Instead, whether tensors go through UCX; the links are its lifelines. The same on all nodes.
+  bool ucx = false;
+  /// For UCX: the network interface that the links were bound to; empty: none was chosen.
+  std::string interface;
 };
 
 /// The communicators of this process's ranks, in their order. Collective over all nodes. Takes the
-/// links, one to each other node.
+/// links, one to each other node. kInvalidArgument when the nodes' topologies differ or ask for UCX
+/// where it was not built in; kUnavailable when a connection broke or UCX does not work.
 Result<std::vector<std::unique_ptr<Communicator>>> make_group(const Topology& topology,
                                                               std::vector<NodeLink> links);
 

@@ -23,7 +23,9 @@
 
 namespace capstan::comm {
 
-enum class Transport : uint8_t { kAuto, kSharedMemory, kTcp };
+/// How tensors go between nodes. kAuto: shared memory where all nodes see the same, else UCX where
+/// all nodes have it and an RDMA device, else TCP.
+enum class Transport : uint8_t { kAuto, kSharedMemory, kTcp, kUcx };
 
 struct GroupConfig {
   int nodes = 1;

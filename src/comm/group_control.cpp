@@ -67,7 +67,10 @@ void GroupControl::set_links(Links links) {
 
 Topology GroupControl::topology() const {
   const std::lock_guard lock(mutex_);
-  return {config_.nodes, config_.node, config_.ranks_per_node, links_.shared_memory};
+  Topology topology{config_.nodes, config_.node, config_.ranks_per_node, links_.shared_memory};
+  topology.ucx = links_.ucx;
+  topology.interface = links_.interface;
+  return topology;
 }
 
 std::vector<NodeLink> GroupControl::take_links() {

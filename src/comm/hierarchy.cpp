@@ -10,6 +10,7 @@ namespace capstan::comm {
 
 HierarchyCommunicator::HierarchyCommunicator(HierarchyPlace place, RegionView region, int local)
     : place_(std::move(place)),
+      shared_transport_("shared memory + " + std::string(place_.mesh->transport())),
       keys_(place_.key),
       parts_(std::max(place_.nodes.size(), static_cast<size_t>(region.ranks))),
       local_(std::move(region), local, place_.mesh->shared_fate(), place_.source, place_.key) {}

@@ -11,7 +11,7 @@
 
 #include "comm/communicator.h"
 #include "comm/local_communicator.h"
-#include "comm/socket_mesh.h"
+#include "comm/mesh.h"
 
 namespace capstan::comm {
 
@@ -42,7 +42,7 @@ class alignas(128) HierarchyCommunicator final : public Communicator {
   int rank() const override { return here().first + local_.rank(); }
   int size() const override { return place_.nodes.back().first + place_.nodes.back().count; }
   std::string_view transport() const override {
-    return local_.size() > 1 ? "shared memory + tcp" : "tcp";
+    return local_.size() > 1 ? shared_transport_ : place_.mesh->transport();
   }
 
   Status all_reduce(void* data, int64_t count, DType dtype) override;
@@ -84,6 +84,7 @@ class alignas(128) HierarchyCommunicator final : public Communicator {
   size_t flow_index(size_t node) const { return node < place_.mine ? node : node - 1; }
 
   HierarchyPlace place_;
+  std::string shared_transport_;  // "shared memory + tcp"
   SubgroupKeys keys_;
   std::vector<const void*> parts_;
   AlignedBuffer partial_;

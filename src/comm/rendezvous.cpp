@@ -19,6 +19,8 @@ std::string_view transport_name(Transport transport) {
       return "shared memory";
     case Transport::kTcp:
       return "tcp";
+    case Transport::kUcx:
+      return "ucx";
   }
   return "?";
 }

@@ -62,7 +62,9 @@ Result<Formed> form_as_member(const GroupConfig& config, const GroupTiming& timi
 
 struct Links {
   std::vector<NodeLink> links;
-  std::string shared_memory;  // see Topology
+  std::string shared_memory;  // see Topology, as the others
+  bool ucx = false;
+  std::string interface;
 };
 
 /// Group::exchange() that also gives up when join() is cancelled.

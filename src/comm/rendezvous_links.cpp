@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "comm/rendezvous.h"
 #include "comm/secret.h"
+#include "comm/ucx_support.h"
 
 namespace capstan::comm {
 namespace {
@@ -105,6 +106,8 @@ class Opener {
   Status connect(const std::vector<Offer>& offers);
   Status accept();
   std::vector<NodeLink> take();
+  /// The chosen interface; empty: the kernel chooses.
+  const std::string& interface() const { return interface_; }
 
  private:
   Result<Fd> connect_once(int node, const SocketAddress& address);
@@ -116,6 +119,7 @@ class Opener {
   const Stop& stop_;
   std::string key_;
   TimePoint deadline_;
+  std::string interface_;
   SocketAddress own_;  // of the chosen interface; length 0: the kernel chooses
   Acceptor acceptor_;
   std::map<int, Fd> open_;
@@ -127,6 +131,7 @@ Status Opener::listen(Offer& offer) {
     CAPSTAN_ASSIGN(const Interface chosen,
                    select_interface(config_.interface, list_interfaces(), formed_.local.family()));
     own_ = chosen.address;
+    interface_ = chosen.name;
     through = " (interface " + chosen.name + ")";
   }
   // Members are found where they spoke from; node 0 at the address at which each member found it.
@@ -232,6 +237,30 @@ std::vector<NodeLink> Opener::take() {
   return links;
 }
 
+/// Whether all can use UCX, and are to.
+Result<bool> agree_on_ucx(const GroupConfig& config, const Formed& formed,
+                          const Exchange& exchange) {
+  if (config.transport != Transport::kAuto && config.transport != Transport::kUcx) return false;
+  CAPSTAN_ASSIGN(const std::vector<std::string> told,
+                 exchange("UCX", encode(ucx_support(config.transport))));
+  std::vector<UcxSupport> nodes(told.size());
+  std::vector<std::string> names;
+  for (size_t i = 0; i < told.size(); ++i) {
+    names.push_back(describe_node(static_cast<int>(i), formed.hosts[i]));
+    if (!decode(told[i], nodes[i])) return internal_error(names[i] + " gave unreadable facts");
+  }
+  std::string why;
+  CAPSTAN_ASSIGN(const bool ucx, choose_ucx(config.transport, nodes, names, &why));
+  if (ucx) {
+    const std::string& rdma = nodes[static_cast<size_t>(config.node)].rdma;
+    LOG_INFO("tensors go through UCX {}, {}", nodes[0].version,
+             rdma.empty() ? "without RDMA, which this node does not have" : "RDMA over " + rdma);
+  } else if (config.node == 0) {
+    LOG_INFO("tensors go through TCP, not through UCX: {}", why);
+  }
+  return ucx;
+}
+
 }  // namespace
 
 Result<Links> open_links(const GroupConfig& config, const GroupTiming& timing, const Formed& formed,
@@ -241,7 +270,8 @@ Result<Links> open_links(const GroupConfig& config, const GroupTiming& timing, c
   Offer mine;
   mine.boot = boot_id();
   CAPSTAN_RETURN_IF_ERROR(opener.listen(mine));
-  const bool shared = config.transport != Transport::kTcp;
+  const bool shared =
+      config.transport == Transport::kAuto || config.transport == Transport::kSharedMemory;
   if (shared && config.node == 0) mine.probe = probe.make();
   CAPSTAN_ASSIGN(const std::vector<std::string> told, exchange("tensor links", encode(mine)));
   std::vector<Offer> offers(told.size());
@@ -254,7 +284,7 @@ Result<Links> open_links(const GroupConfig& config, const GroupTiming& timing, c
   CAPSTAN_RETURN_IF_ERROR(opener.connect(offers));
   CAPSTAN_RETURN_IF_ERROR(opener.accept());
 
-  std::string apart = "sockets were asked for";
+  std::string apart = "another transport was asked for";
   if (shared) {
     apart = offers[0].probe.empty()       ? "node 0 cannot make a segment in /dev/shm"
             : mine.boot != offers[0].boot ? "it is another machine than node 0's"
@@ -273,7 +303,11 @@ Result<Links> open_links(const GroupConfig& config, const GroupTiming& timing, c
     if (config.transport == Transport::kSharedMemory) {
       return invalid_argument("shared memory was asked for, but " + what);
     }
-    if (config.node == 0) LOG_INFO("tensors go through sockets: {}", what);
+    if (config.node == 0) LOG_INFO("tensors go through the network: {}", what);
+  }
+  if (out.shared_memory.empty()) {
+    CAPSTAN_ASSIGN(out.ucx, agree_on_ucx(config, formed, exchange));
+    if (out.ucx) out.interface = opener.interface();
   }
   out.links = opener.take();
   return out;

@@ -22,23 +22,11 @@ constexpr int kMaxVectors = 64;
 
 }  // namespace
 
-void consume(std::vector<iovec>& vectors, size_t bytes) {
-  size_t gone = 0;
-  for (; gone < vectors.size() && bytes >= vectors[gone].iov_len; ++gone) {
-    bytes -= vectors[gone].iov_len;
-  }
-  vectors.erase(vectors.begin(), vectors.begin() + static_cast<std::ptrdiff_t>(gone));
-  if (bytes > 0) {
-    vectors[0].iov_base = static_cast<std::byte*>(vectors[0].iov_base) + bytes;
-    vectors[0].iov_len -= bytes;
-  }
-}
-
 /// A flow on its way.
-struct Channel::Running {
+struct SocketChannel::Running {
   Flow* flow = nullptr;
-  Mesh::Link* link = nullptr;
-  Mesh::Inbox* inbox = nullptr;
+  SocketMesh::Link* link = nullptr;
+  SocketMesh::Inbox* inbox = nullptr;
   FrameHeader header;
   size_t header_left = 0;
   size_t send_left = 0;  // of the payload
@@ -47,7 +35,7 @@ struct Channel::Running {
   bool received = true;
 };
 
-Channel::Channel(Mesh* mesh, uint64_t key) : mesh_(mesh), key_(key) {
+SocketChannel::SocketChannel(SocketMesh* mesh, uint64_t key) : mesh_(mesh), key_(key) {
   sent_frames_.resize(mesh_->links_.size());
   wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   waker_ = mesh_->fate().add_waker([fd = wake_fd_] {
@@ -56,7 +44,7 @@ Channel::Channel(Mesh* mesh, uint64_t key) : mesh_(mesh), key_(key) {
   });
 }
 
-Channel::~Channel() {
+SocketChannel::~SocketChannel() {
   mesh_->fate().remove_waker(waker_);
   for (const auto& link : mesh_->links_) {
     if (link == nullptr) continue;
@@ -68,7 +56,7 @@ Channel::~Channel() {
   if (wake_fd_ >= 0) close(wake_fd_);
 }
 
-bool Channel::try_send(Running& run) {
+bool SocketChannel::try_send(Running& run) {
   if (!run.sending.owns_lock() && !run.sending.try_lock()) return false;
   iovec vectors[kMaxVectors];
   int n = 0;
@@ -88,7 +76,7 @@ bool Channel::try_send(Running& run) {
   const ssize_t bytes = sendmsg(run.link->to.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (bytes < 0) {
     if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR && errno != ENOBUFS) {
-      mesh_->lost(*run.link, "sendmsg", errno);
+      mesh_->lost(run.link->to.node, "sendmsg", errno);
     }
     return false;
   }
@@ -106,7 +94,7 @@ bool Channel::try_send(Running& run) {
   return true;
 }
 
-bool Channel::try_receive(Running& run, bool stuck) {
+bool SocketChannel::try_receive(Running& run, bool stuck) {
   bool any = false;
   {
     std::unique_lock lock(run.link->receiving, std::try_to_lock);
@@ -115,7 +103,7 @@ bool Channel::try_receive(Running& run, bool stuck) {
       if (!run.received) mesh_->take_early(*run.inbox);  // the rest of a frame, room allowing
       any = mesh_->read(*run.link, run.inbox, stuck);
       if (run.link->left && !run.received && !run.inbox->complete.load()) {
-        mesh_->lost(*run.link, "was closed: it has left the group");
+        mesh_->left_group(run.link->to.node);
       }
     }
   }
@@ -131,7 +119,7 @@ bool Channel::try_receive(Running& run, bool stuck) {
   return any;
 }
 
-bool Channel::exchange(std::span<Flow> flows, Patience patience, const Progress& progress) {
+bool SocketChannel::exchange(std::span<Flow> flows, Patience patience, const Progress& progress) {
   if (mesh_->fate().failed()) return false;
   std::vector<Running> running(flows.size());
   for (size_t i = 0; i < flows.size(); ++i) {
@@ -146,8 +134,7 @@ bool Channel::exchange(std::span<Flow> flows, Patience patience, const Progress&
       run.inbox = &mesh_->inbox(*run.link, key_);
       if (flow.receives) {
         run.received = false;
-        run.inbox->expected = 0;
-        for (const iovec& v : flow.recv) run.inbox->expected += v.iov_len;
+        run.inbox->expected = total_bytes(flow.recv);
         run.inbox->received.store(0);
         run.inbox->complete.store(false);
         run.inbox->flow = &flow;
@@ -157,7 +144,7 @@ bool Channel::exchange(std::span<Flow> flows, Patience patience, const Progress&
     }
     if (flow.sends) {
       run.sent = false;
-      for (const iovec& v : flow.send) run.send_left += v.iov_len;
+      run.send_left = total_bytes(flow.send);
       run.header.channel = key_;
       run.header.sequence = sent_frames_[static_cast<size_t>(flow.node)]++;
       run.header.length = run.send_left;
@@ -206,7 +193,7 @@ bool Channel::exchange(std::span<Flow> flows, Patience patience, const Progress&
   return ok;
 }
 
-void Channel::sleep(std::vector<Running>& running) {
+void SocketChannel::sleep(std::vector<Running>& running) {
   std::vector<pollfd> fds = {{wake_fd_, POLLIN, 0}};
   bool ready = false;
   int timeout =
@@ -223,7 +210,7 @@ void Channel::sleep(std::vector<Running>& running) {
     fds.push_back({run.link->to.fd, events, 0});
   }
   // Nothing is due from the others, but the end of one is the end of all.
-  std::vector<Mesh::Link*> idle;
+  std::vector<SocketMesh::Link*> idle;
   const size_t first_idle = fds.size();
   for (const auto& link : mesh_->links_) {
     const auto uses = [&](const Running& run) {

@@ -12,7 +12,7 @@
 namespace capstan::comm {
 namespace {
 
-constexpr uint64_t kMagic = 0x314f4c48'53504143;  // "CAPSHLO1"
+constexpr uint64_t kMagic = 0x324f4c48'53504143;  // "CAPSHLO2"
 constexpr uint32_t kLongestText = 64 << 10;
 
 /// What all nodes must agree on, and where they are.
@@ -22,6 +22,8 @@ struct Hello {
   int32_t node = 0;
   int32_t ranks_per_node = 0;
   int32_t shared_memory = 0;
+  int32_t ucx = 0;
+  int32_t unused = 0;
   char segment[64] = {};  // name, cut
   char machine[40] = {};  // the kernel's boot id: equal in all containers of one machine
 };
@@ -69,7 +71,9 @@ Status receive_all(const NodeLink& link, void* data, size_t bytes) {
 std::string shape(const Hello& hello) {
   std::string text = std::to_string(hello.nodes) + " nodes of " +
                      std::to_string(hello.ranks_per_node) + " ranks, " +
-                     (hello.shared_memory != 0 ? "shared memory " : "sockets");
+                     (hello.shared_memory != 0 ? "shared memory "
+                      : hello.ucx != 0         ? "UCX"
+                                               : "sockets");
   if (hello.shared_memory != 0) text += std::string(hello.segment);
   return text;
 }
@@ -112,6 +116,7 @@ Result<int> greet(const Topology& topology, const std::vector<NodeLink>& links) 
   mine.nodes = topology.nodes;
   mine.node = topology.node;
   mine.ranks_per_node = topology.ranks_per_node;
+  mine.ucx = topology.ucx ? 1 : 0;
   mine.shared_memory = topology.shared_memory.empty() ? 0 : 1;
   topology.shared_memory.copy(mine.segment, sizeof(mine.segment) - 1);
   std::ifstream("/proc/sys/kernel/random/boot_id").getline(mine.machine, sizeof(mine.machine));

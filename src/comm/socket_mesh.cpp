@@ -18,15 +18,13 @@ namespace {
 constexpr size_t kReadAhead = 16 << 10;
 // One read of a large payload; see kSendPiece.
 constexpr size_t kReadPiece = 512 << 10;
-// No message is as large; a length beyond is garbage, not a reason to allocate.
-constexpr uint64_t kLongestKept = uint64_t{4} << 30;
 constexpr int kMaxVectors = 64;
 
 }  // namespace
 
-Mesh::Mesh(std::vector<NodeLink> links, int ranks_per_node, bool crowded,
-           std::shared_ptr<Fate> fate)
-    : ranks_per_node_(ranks_per_node), crowded_(crowded), fate_(std::move(fate)) {
+SocketMesh::SocketMesh(std::vector<NodeLink> links, int ranks_per_node, bool crowded,
+                       std::shared_ptr<Fate> fate)
+    : Mesh(links, ranks_per_node, crowded, std::move(fate)) {
   for (NodeLink& to : links) {
     if (static_cast<int>(links_.size()) <= to.node) links_.resize(static_cast<size_t>(to.node) + 1);
     auto link = std::make_unique<Link>();
@@ -37,12 +35,13 @@ Mesh::Mesh(std::vector<NodeLink> links, int ranks_per_node, bool crowded,
   }
 }
 
-Mesh::~Mesh() {
+SocketMesh::~SocketMesh() {
+  drop_channels();
   FrameHeader goodbye;
   goodbye.channel = FrameHeader::kGoodbye;
   for (const auto& link : links_) {
     if (link == nullptr) continue;
-    if (!fate_->failed()) {
+    if (!fate().failed()) {
       [[maybe_unused]] const ssize_t n =
           send(link->to.fd, &goodbye, sizeof(goodbye), MSG_DONTWAIT | MSG_NOSIGNAL);
     }
@@ -50,57 +49,32 @@ Mesh::~Mesh() {
   }
 }
 
-std::shared_ptr<Channel> Mesh::channel(uint64_t key, int users) {
-  const std::lock_guard lock(channels_mutex_);
-  auto found = channels_.find(key);
-  if (found == channels_.end()) {
-    auto made = std::make_shared<Channel>(this, key);
-    found = channels_.emplace(key, Pending{std::move(made), users}).first;
-  }
-  std::shared_ptr<Channel> channel = found->second.channel;
-  if (--found->second.missing == 0) channels_.erase(found);
-  return channel;
+std::shared_ptr<Channel> SocketMesh::make_channel(uint64_t key) {
+  return std::make_shared<SocketChannel>(this, key);
 }
 
-std::string Mesh::name(int node) const {
-  return "rank " + std::to_string(node * ranks_per_node_) + " (node " + std::to_string(node) +
-         ", host " + links_[static_cast<size_t>(node)]->to.host + ")";
-}
-
-Mesh::Inbox& Mesh::inbox(Link& link, uint64_t key) {
+SocketMesh::Inbox& SocketMesh::inbox(Link& link, uint64_t key) {
   std::unique_ptr<Inbox>& place = link.inboxes[key];
   if (place == nullptr) place = std::make_unique<Inbox>();
   return *place;
 }
 
-void Mesh::lost(const Link& link, const std::string& how) {
-  fate_->fail(unavailable(name(link.to.node) + ": its connection " + how));
-}
-
-void Mesh::lost(const Link& link, const char* call, int error) {
-  lost(link, std::string("broke (") + call + ": " + std::strerror(error) + ")");
-}
-
-void Mesh::confused(const Link& link, const std::string& what) {
-  fate_->fail(unavailable(name(link.to.node) + " sent " + what));
-}
-
-bool Mesh::read_some(Link& link, void* into, size_t bytes, size_t* got) {
+bool SocketMesh::read_some(Link& link, void* into, size_t bytes, size_t* got) {
   const ssize_t n = recv(link.to.fd, into, bytes, MSG_DONTWAIT);
   *got = n > 0 ? static_cast<size_t>(n) : 0;
   if (n > 0) return true;
   if (link.left) return false;
   if (n == 0) {
-    lost(link, "was closed");
+    lost(link.to.node, "was closed");
   } else if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-    lost(link, "recv", errno);
+    lost(link.to.node, "recv", errno);
   }
   return false;
 }
 
-bool Mesh::read(Link& link, const Inbox* mine, bool beyond) {
+bool SocketMesh::read(Link& link, const Inbox* mine, bool beyond) {
   bool any = false;
-  while (!fate_->failed()) {
+  while (!fate().failed()) {
     // What was read ahead must be handed on all the same: poll() would not tell its receiver.
     const bool more = link.current != nullptr ? link.begin < link.end
                                               : link.end - link.begin >= sizeof(FrameHeader);
@@ -132,9 +106,9 @@ bool Mesh::read(Link& link, const Inbox* mine, bool beyond) {
   return any;
 }
 
-bool Mesh::accept_header(Link& link, const FrameHeader& header) {
+bool SocketMesh::accept_header(Link& link, const FrameHeader& header) {
   if (header.magic != FrameHeader::kMagic) {
-    confused(link, "bytes that are no frame: the connection is out of step");
+    confused(link.to.node, "bytes that are no frame: the connection is out of step");
     return false;
   }
   if (header.channel == FrameHeader::kGoodbye) {
@@ -143,13 +117,12 @@ bool Mesh::accept_header(Link& link, const FrameHeader& header) {
   }
   Inbox& to = inbox(link, header.channel);
   if (header.sequence != to.arrived) {
-    confused(link, "frame " + std::to_string(header.sequence) + " where frame " +
-                       std::to_string(to.arrived) + " was due");
+    wrong_sequence(link.to.node, header.sequence, to.arrived);
     return false;
   }
   const bool expected = to.flow != nullptr && to.early.empty() && !to.begun;
   if (header.length > kLongestKept && (!expected || to.flow->any != nullptr)) {
-    confused(link, "a frame of " + std::to_string(header.length) + " bytes unasked");
+    unasked(link.to.node, header.length);
     return false;
   }
   ++to.arrived;
@@ -158,15 +131,10 @@ bool Mesh::accept_header(Link& link, const FrameHeader& header) {
   if (expected) {
     Flow& flow = *to.flow;
     if (flow.any != nullptr) {
-      if (flow.any->bytes() < header.length) *flow.any = AlignedBuffer(header.length * 2);
-      flow.any_bytes = header.length;
+      flow.make_room(header.length);
       to.expected = header.length;
-      flow.recv.clear();
-      if (header.length > 0) flow.recv.push_back({flow.any->data(), header.length});
     } else if (header.length != to.expected) {
-      confused(link, "a frame of " + std::to_string(header.length) + " bytes where " +
-                         std::to_string(to.expected) +
-                         " were due: the ranks do not call the same operation");
+      wrong_length(link.to.node, header.length, to.expected);
       return false;
     }
     to.begun = true;
@@ -177,7 +145,7 @@ bool Mesh::accept_header(Link& link, const FrameHeader& header) {
   return true;
 }
 
-bool Mesh::read_payload(Link& link) {
+bool SocketMesh::read_payload(Link& link) {
   Inbox& to = *link.current;
   iovec vectors[kMaxVectors];
   int n = 0;
@@ -214,9 +182,9 @@ bool Mesh::read_payload(Link& link) {
     message.msg_iov = vectors;
     message.msg_iovlen = static_cast<size_t>(n);
     const ssize_t bytes = recvmsg(link.to.fd, &message, MSG_DONTWAIT);
-    if (bytes == 0) lost(link, "was closed");
+    if (bytes == 0) lost(link.to.node, "was closed");
     if (bytes < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR) {
-      lost(link, "recvmsg", errno);
+      lost(link.to.node, "recvmsg", errno);
     }
     if (bytes <= 0) return false;
     got = static_cast<size_t>(bytes);
@@ -232,7 +200,7 @@ bool Mesh::read_payload(Link& link) {
   return true;
 }
 
-void Mesh::finish_frame(Link& link) {
+void SocketMesh::finish_frame(Link& link) {
   Inbox& to = *link.current;
   link.current = nullptr;
   if (to.begun) {
@@ -242,7 +210,7 @@ void Mesh::finish_frame(Link& link) {
   }
 }
 
-void Mesh::complete(Inbox& inbox) {
+void SocketMesh::complete(Inbox& inbox) {
   inbox.begun = false;
   inbox.flow = nullptr;
   inbox.complete.store(true, std::memory_order_release);
@@ -254,21 +222,16 @@ void Mesh::complete(Inbox& inbox) {
 
 /// Hands the oldest frame that was kept aside, once it is whole, to the flow that waits; as much of
 /// it as there is room for.
-void Mesh::take_early(Inbox& inbox) {
+void SocketMesh::take_early(Inbox& inbox) {
   if (inbox.flow == nullptr || inbox.early.empty()) return;
   Inbox::Early& early = inbox.early.front();
   const size_t size = early.bytes.size();
   if (early.filled < size) return;
   Flow& flow = *inbox.flow;
   if (flow.any != nullptr) {
-    if (flow.any->bytes() < size) *flow.any = AlignedBuffer(size * 2);
-    flow.any_bytes = size;
-    flow.recv.clear();
-    if (size > 0) flow.recv.push_back({flow.any->data(), size});
+    flow.make_room(size);
   } else if (size != inbox.expected) {
-    fate_->fail(unavailable(name(flow.node) + " sent a frame of " + std::to_string(size) +
-                            " bytes where " + std::to_string(inbox.expected) +
-                            " were due: the ranks do not call the same operation"));
+    wrong_length(flow.node, size, inbox.expected);
     return;
   }
   size_t taken = inbox.received.load(std::memory_order_relaxed);

@@ -6,6 +6,7 @@
 #include "app/bench_model.h"
 #include "app/bench_options.h"
 #include "app/bench_report.h"
+#include "comm/ucx_support.h"
 
 namespace capstan::app {
 namespace {
@@ -69,11 +70,16 @@ std::vector<std::string> way_names(const ParsedBenchComm& parsed) {
 
 TEST(BenchComm, FlagsSayHowRanksAreSpread) {
   using Names = std::vector<std::string>;
-  EXPECT_EQ(way_names(parse_comm({})), (Names{"threads1", "shared_memory2", "tcp2"}));
+  const auto with_ucx = [](Names names, const char* ucx) {
+    if (comm::ucx_built_in()) names.push_back(ucx);
+    return names;
+  };
+  EXPECT_EQ(way_names(parse_comm({})), with_ucx({"threads1", "shared_memory2", "tcp2"}, "ucx2"));
   EXPECT_EQ(way_names(parse_comm({"--tp", "3"})), (Names{"threads1"}));
   EXPECT_EQ(way_names(parse_comm({"--tp", "8", "--nnodes", "4"})),
-            (Names{"shared_memory4", "tcp4"}));
+            with_ucx({"shared_memory4", "tcp4"}, "ucx4"));
   EXPECT_EQ(way_names(parse_comm({"--nnodes", "2", "--comm-transport", "tcp"})), (Names{"tcp2"}));
+  EXPECT_EQ(way_names(parse_comm({"--nnodes", "2", "--comm-transport", "ucx"})), (Names{"ucx2"}));
   EXPECT_EQ(parse_comm({"--tp", "3", "--nnodes", "2"}).exit_code, 2);
   EXPECT_EQ(parse_comm({"--op", "all_reduc"}).exit_code, 2);
   EXPECT_EQ(parse_comm({"--elements", "0"}).exit_code, 2);

@@ -4,6 +4,7 @@
 #include <future>
 
 #include "app/process.h"
+#include "comm/ucx_support.h"
 
 namespace capstan {
 namespace {
@@ -28,6 +29,8 @@ int free_port() {
 // A context so long that a request outlasts the test.
 const std::vector<std::string> kLongContext = {"--context-length", "2M", "--max-total-tokens",
                                                "2M"};
+// What UCX finds on every machine.
+const std::vector<std::string> kUcx = {"UCX_TLS=tcp"};
 const std::string kAllowIt = "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1";
 
 std::vector<std::string> node_args(int node, int rendezvous, int nodes = 2,
@@ -92,6 +95,15 @@ TEST(GroupProcess, TwoNodesAnswerLikeOne) {
   Process threads({"serve", "--model-path", llama(), "--port", "0", "--threads", "1", "--tp", "2"});
   ASSERT_TRUE(threads.ready()) << threads.output();
   EXPECT_EQ(text_of(threads.port()), expected);
+  if (comm::ucx_built_in()) {
+    Pair over_ucx({"--comm-transport", "ucx"}, kUcx, free_port(), /*tp=*/4);
+    EXPECT_EQ(text_of(over_ucx.leader.port()), expected);
+    EXPECT_TRUE(contains(over_ucx.leader.output(), "over shared memory + ucx"))
+        << over_ucx.leader.output();
+    over_ucx.leader.signal(SIGTERM);
+    EXPECT_EQ(over_ucx.leader.wait(), 0) << over_ucx.leader.output();
+    EXPECT_EQ(over_ucx.worker.wait(), 0) << over_ucx.worker.output();
+  }
   Pair pair({"--comm-transport", "tcp"}, {}, free_port(), /*tp=*/4);
   EXPECT_EQ(text_of(pair.leader.port()), expected);
   EXPECT_TRUE(contains(pair.leader.output(), "TP0]")) << pair.leader.output();
@@ -157,13 +169,14 @@ TEST(GroupProcess, SecondSignalToAWorkerEndsItAtOnce) {
 }
 
 TEST(GroupProcess, AKilledWorkerEndsStreamsWithAnErrorAndIsNamed) {
-  for (const char* transport : {"tcp", "auto"}) {
+  for (const char* transport : {"tcp", "auto", "ucx"}) {
     SCOPED_TRACE(transport);
+    if (std::string(transport) == "ucx" && !comm::ucx_built_in()) continue;
     std::vector<std::string> flags = kLongContext;
     flags.insert(flags.end(), {"--comm-transport", transport});
     const int rendezvous = free_port();
     {
-      Pair pair(flags, {kAllowIt}, rendezvous);
+      Pair pair(flags, {kAllowIt, kUcx[0]}, rendezvous);
       auto stream = long_stream(pair.leader.port());
       ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
       auto whole = std::async(std::launch::async, [port = pair.leader.port()] {
@@ -181,7 +194,7 @@ TEST(GroupProcess, AKilledWorkerEndsStreamsWithAnErrorAndIsNamed) {
       EXPECT_EQ(count(log, "The group has ended: rank 1 (node 1"), 1u) << log;
     }
     // The same ports serve again at once.
-    Pair again(flags, {kAllowIt}, rendezvous);
+    Pair again(flags, {kAllowIt, kUcx[0]}, rendezvous);
     EXPECT_TRUE(contains(http(again.leader.port(), "POST", "/v1/completions", completion(5)),
                          "\"completion_tokens\":5"));
   }
@@ -193,6 +206,36 @@ TEST(GroupProcess, AKilledLeaderEndsTheWorkers) {
   EXPECT_EQ(pair.worker.wait(), 69) << pair.worker.output();
   EXPECT_TRUE(contains(pair.worker.output(), "The group has ended: rank 0 (node 0"))
       << pair.worker.output();
+}
+
+TEST(GroupProcess, OverUcxAKilledLeaderEndsTheWorkersAmidAStream) {
+  if (!comm::ucx_built_in()) GTEST_SKIP() << "built without UCX";
+  std::vector<std::string> flags = kLongContext;
+  flags.insert(flags.end(), {"--comm-transport", "ucx"});
+  Pair pair(flags, {kAllowIt, kUcx[0]});
+  auto stream = long_stream(pair.leader.port());
+  ASSERT_TRUE(pair.leader.wait_for("Prefill batch.")) << pair.leader.output();
+  pair.leader.signal(SIGKILL);
+  EXPECT_EQ(pair.worker.wait(), 69) << pair.worker.output();
+  EXPECT_TRUE(contains(pair.worker.output(), "The group has ended: rank 0 (node 0"))
+      << pair.worker.output();
+  stream.get();
+}
+
+TEST(GroupProcess, UcxThatANodeLacksIsAnErrorOfAll) {
+  if (!comm::ucx_built_in()) GTEST_SKIP() << "built without UCX";
+  const int rendezvous = free_port();
+  const std::vector<std::string> flags = {"--comm-transport", "ucx"};
+  // What the worker's UCX could use, it has not.
+  Process worker(node_args(1, rendezvous, 2, flags), {"UCX_TLS=nosuch"});
+  Process leader(node_args(0, rendezvous, 2, flags), kUcx);
+  EXPECT_NE(leader.wait(), 0);
+  EXPECT_NE(worker.wait(), 0);
+  for (const Process* p : {&leader, &worker}) {
+    EXPECT_TRUE(contains(p->output(), "UCX_TLS") && contains(p->output(), "--comm-transport tcp"))
+        << p->output();
+  }
+  EXPECT_TRUE(contains(leader.output(), "node 1")) << leader.output();
 }
 
 TEST(GroupProcess, AStoppedWorkerIsGivenUp) {

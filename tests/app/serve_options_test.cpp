@@ -276,6 +276,8 @@ TEST(ServeOptions, RanksAndNodes) {
   EXPECT_EQ(p.token, "secret");
   EXPECT_EQ(p.interface, "eth1");
   EXPECT_EQ(p.transport, comm::Transport::kTcp);
+  EXPECT_EQ(alone.transport, comm::Transport::kAuto);
+  EXPECT_EQ(good({"--comm-transport", "ucx"}).parallel.transport, comm::Transport::kUcx);
   EXPECT_EQ(p.dist_timeout.count(), 60);
   EXPECT_EQ(p.heartbeat_timeout.count(), 2500);
   const ServeOptions lws = good(

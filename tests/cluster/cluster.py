@@ -1,6 +1,7 @@
 """A group of nodes under `capstan up`, and clients that say what they saw."""
 
 import ctypes
+import functools
 import json
 import os
 import pathlib
@@ -45,6 +46,19 @@ def namespaces_possible():
         inside + ["probe2", "type", "bridge"]))
     subprocess.run(["ip", "netns", "del", "capstan-probe"], capture_output=True)
     return made
+
+
+@functools.cache
+def ucx_possible():
+    """Whether the program can use UCX here; nodes of one machine have no better transport of it than TCP."""
+    probe = [BINARY, "bench", "comm", "--nnodes", "2", "--comm-transport", "ucx", "--op", "barrier", "--elements", "1",
+             "--seconds", "0.001"]
+    return subprocess.run(probe, capture_output=True, timeout=PATIENCE).returncode == 0
+
+
+# Serve flags and environment of nodes that use it.
+UCX_FLAGS = ("--comm-transport", "ucx")
+UCX_ENVIRONMENT = {"UCX_TLS": "tcp"}
 
 
 def shim(folder):

@@ -31,6 +31,8 @@ class Fault:
     setup: Optional[Callable] = None    # (Scene), once its processes exist
     heartbeat: float = 4.0
     namespaces: bool = True
+    ucx: tuple = ()         # phases that are also gone through with UCX between the nodes
+    quick_ucx: tuple = ()
 
 
 def send(number):
@@ -122,14 +124,17 @@ def slow_cpu(scene):
 
 
 FAULTS = [
-    Fault("sigkill-worker", send(signal.SIGKILL), codes=(137,), quick=("decode",)),
-    Fault("sigkill-leader", send(signal.SIGKILL), victim=0, codes=(137,), quick=("prefill",)),
+    Fault("sigkill-worker", send(signal.SIGKILL), codes=(137,), quick=("decode",), ucx=("idle", "prefill", "decode"),
+          quick_ucx=("decode",)),
+    Fault("sigkill-leader", send(signal.SIGKILL), victim=0, codes=(137,), quick=("prefill",),
+          ucx=("prefill", "decode"), quick_ucx=("decode",)),
     Fault("sigsegv-worker", send(signal.SIGSEGV), phases=("decode",)),
     Fault("sigstop-worker", send(signal.SIGSTOP), silent=True, heal=unless_gone(send(signal.SIGCONT)),
-          quick=("decode",), split=True),
+          quick=("decode",), split=True, ucx=("decode",)),
     Fault("sigstop-leader", send(signal.SIGSTOP), victim=0, silent=True, split=True,
           heal=unless_gone(send(signal.SIGCONT))),
-    Fault("link-down", pull_cable, silent=True, split=True, heal=plug_cable, quick=("idle",)),
+    Fault("link-down", pull_cable, silent=True, split=True, heal=plug_cable, quick=("idle",),
+          ucx=("idle", "decode")),
     Fault("half-open-to", wire("drop", "to"), setup=lay_wire, silent=True, split=True, heal=wire("drop", "none")),
     Fault("half-open-from", wire("drop", "from"), setup=lay_wire, silent=True, split=True,
           heal=wire("drop", "none")),

@@ -6,7 +6,8 @@ import time
 import httpx
 import pytest
 
-from cluster import Cluster, MemoryLimit, Stream, answer, free_port, private_model, shim
+from cluster import (UCX_ENVIRONMENT, UCX_FLAGS, Cluster, MemoryLimit, Stream, answer, free_port, private_model, shim,
+                     ucx_possible)
 from conftest import RESULTS
 from faults import FAULTS
 
@@ -22,8 +23,11 @@ SPOKEN = {"error event", "status 500", "status 503", "cut"}
 class Scene:
     """A group, the fault it is to meet, and what to put away afterwards."""
 
-    def __init__(self, fault, phase, folder, request):
+    def __init__(self, fault, phase, folder, request, ucx):
+        self.serve = list(UCX_FLAGS) if ucx else []
+        self.env = UCX_ENVIRONMENT if ucx else {}
         self.fault, self.phase, self.folder = fault, phase, pathlib.Path(folder)
+        self.label = fault.name + (" (ucx)" if ucx else "")
         timeout = request.config.getoption("--heartbeat-timeout")
         self.heartbeat = float(timeout) if timeout else fault.heartbeat
         self.group = self.wire = self.model = None
@@ -52,7 +56,8 @@ class Scene:
         if self.phase == "loading":  # the victim's disk stops until told to go on
             self.gate.touch()
             self.shim(self.fault.victim, f"CAPSTAN_TEST_GATE={self.gate}")
-        self.group = Cluster(nodes=2, tp=2, up=self.up, serve=["--heartbeat-timeout", str(self.heartbeat)])
+        self.group = Cluster(nodes=2, tp=2, up=self.up, env=self.env,
+                             serve=["--heartbeat-timeout", str(self.heartbeat), *self.serve])
         self.group.wait_started()
         if self.fault.setup:
             self.fault.setup(self)
@@ -135,7 +140,7 @@ def check_end(scene, injected):
         assert saw in expected, f"{saw}: {scene.stream.detail}\n{group.log()}"
     with pytest.raises(httpx.TransportError):
         httpx.get(group.url + "/health", timeout=2)
-    RESULTS.append((fault.name, scene.phase, f"{seconds:.1f} s", saw,
+    RESULTS.append((scene.label, scene.phase, f"{seconds:.1f} s", saw,
                     f"rank {verdict[0]} (node {verdict[1]}) at step {verdict[3]}: {verdict[4]}"))
 
 
@@ -155,23 +160,27 @@ def check_life(scene, injected, reference):
     assert not group.ended_at, group.log()
     if fault.report:
         assert fault.report in group.log(), group.log()
-    RESULTS.append((fault.name, scene.phase, "goes on", saw, next(
+    RESULTS.append((scene.label, scene.phase, "goes on", saw, next(
         (line.split("] ")[-1] for _, line in group.lines if fault.report and fault.report in line), "")))
 
 
-CASES = [pytest.param(fault, phase, id=f"{fault.name}-{phase}") for fault in FAULTS for phase in fault.phases]
+CASES = [pytest.param(fault, phase, False, id=f"{fault.name}-{phase}") for fault in FAULTS for phase in fault.phases]
+CASES += [pytest.param(fault, phase, True, id=f"{fault.name}-{phase}-ucx") for fault in FAULTS for phase in fault.ucx]
 
 
-@pytest.mark.parametrize("fault, phase", CASES)
-def test_fault(fault, phase, request, tmp_path, namespaces, reference):
+@pytest.mark.parametrize("fault, phase, ucx", CASES)
+def test_fault(fault, phase, ucx, request, tmp_path, namespaces, reference):
     chosen = request.config.getoption("--faults")
     if chosen and fault.name not in chosen.split(","):
         pytest.skip("not chosen")
-    if not chosen and not request.config.getoption("--all-faults") and phase not in fault.quick:
+    quick = fault.quick_ucx if ucx else fault.quick
+    if not chosen and not request.config.getoption("--all-faults") and phase not in quick:
         pytest.skip("not in the quick part; --all-faults")
+    if ucx and not ucx_possible():
+        pytest.skip("built without UCX")
     if fault.name == "out-of-memory" and not MemoryLimit.possible():
         pytest.skip("needs a memory cgroup")
-    scene = Scene(fault, phase, tmp_path, request)
+    scene = Scene(fault, phase, tmp_path, request, ucx)
     scene.start()
     try:
         scene.reach_phase()
@@ -188,7 +197,7 @@ def test_fault(fault, phase, request, tmp_path, namespaces, reference):
     finally:
         scene.close()
     if ends:  # the same port, at once
-        with Cluster(nodes=2, tp=2, port=scene.group.port) as again:
+        with Cluster(nodes=2, tp=2, port=scene.group.port, serve=scene.serve, env=scene.env) as again:
             again.wait_ready(START)
             assert answer(again.url) == reference
 
@@ -216,8 +225,20 @@ def test_ranks_over_nodes_answer_as_one_process(namespaces, reference):
         assert answer(group.url) == reference
 
 
-def test_drain_lets_streams_finish_on_all_nodes(namespaces):
-    with Cluster(nodes=2, tp=2) as group:
+def test_ranks_over_ucx_answer_as_one_process(namespaces, reference):
+    if not ucx_possible():
+        pytest.skip("built without UCX")
+    with Cluster(nodes=2, tp=4, serve=UCX_FLAGS, env=UCX_ENVIRONMENT) as group:
+        group.wait_ready(START)
+        assert "over shared memory + ucx" in group.log(0) and "over shared memory + ucx" in group.log(1), group.log()
+        assert answer(group.url) == reference
+
+
+@pytest.mark.parametrize("ucx", [False, True], ids=["tcp", "ucx"])
+def test_drain_lets_streams_finish_on_all_nodes(namespaces, ucx):
+    if ucx and not ucx_possible():
+        pytest.skip("built without UCX")
+    with Cluster(nodes=2, tp=2, serve=UCX_FLAGS if ucx else (), env=UCX_ENVIRONMENT if ucx else None) as group:
         group.wait_ready(START)
         stream = Stream(group.url, max_tokens=300)
         stream.wait_events(5)

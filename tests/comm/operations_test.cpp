@@ -351,18 +351,34 @@ TEST_P(Large, SixteenMillionElements) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Large,
-                         testing::Values(Shape{Way::kLocal, 1, 2}, Shape{Way::kShared, 2, 1},
-                                         Shape{Way::kTcp, 2, 1}, Shape{Way::kTcp, 3, 1}),
+                         testing::ValuesIn(shapes({{Way::kLocal, 1, 2},
+                                                   {Way::kShared, 2, 1},
+                                                   {Way::kTcp, 2, 1},
+                                                   {Way::kTcp, 3, 1},
+                                                   {Way::kUcx, 2, 1},
+                                                   {Way::kUcx, 3, 1}})),
                          [](const auto& info) { return info.param.name(); });
 
 INSTANTIATE_TEST_SUITE_P(All, Operations,
-                         testing::Values(Shape{Way::kLocal, 1, 1}, Shape{Way::kLocal, 1, 2},
-                                         Shape{Way::kLocal, 1, 3}, Shape{Way::kLocal, 1, 8},
-                                         Shape{Way::kShared, 2, 1}, Shape{Way::kShared, 3, 1},
-                                         Shape{Way::kShared, 2, 2}, Shape{Way::kShared, 8, 1},
-                                         Shape{Way::kUnix, 2, 1}, Shape{Way::kTcp, 2, 1},
-                                         Shape{Way::kTcp, 3, 1}, Shape{Way::kTcp, 2, 2},
-                                         Shape{Way::kUnix, 4, 2}),
+                         testing::ValuesIn(shapes({{Way::kLocal, 1, 1},
+                                                   {Way::kLocal, 1, 2},
+                                                   {Way::kLocal, 1, 3},
+                                                   {Way::kLocal, 1, 8},
+                                                   {Way::kShared, 2, 1},
+                                                   {Way::kShared, 3, 1},
+                                                   {Way::kShared, 2, 2},
+                                                   {Way::kShared, 8, 1},
+                                                   {Way::kUnix, 2, 1},
+                                                   {Way::kTcp, 2, 1},
+                                                   {Way::kTcp, 3, 1},
+                                                   {Way::kTcp, 2, 2},
+                                                   {Way::kUnix, 4, 2},
+                                                   {Way::kUcx, 2, 1},
+                                                   {Way::kUcx, 3, 1},
+                                                   {Way::kUcx, 2, 2},
+                                                   {Way::kUcx, 4, 2},
+                                                   {Way::kUcxAny, 2, 1},
+                                                   {Way::kUcxAny, 2, 2}})),
                          [](const auto& info) { return info.param.name(); });
 
 }  // namespace
