@@ -71,7 +71,11 @@ DraftDepth::Best DraftDepth::search(std::span<const Candidate> candidates, int r
   const int limit = most_drafts(rows);
   std::make_heap(heap_.begin(), heap_.end());
   double tokens = rows;
-  double best = tokens / times_.seconds(rows) * kWorthwhile;
+  // Of computed drafts it is known how often they hold. A few texts that gain much among others
+  // that cannot are worth their part of it.
+  const double share = std::min(1.0, static_cast<double>(heap_.size()) / rows);
+  const double worthwhile = computed_ ? 1 + (kWorthwhile - 1) * share : kWorthwhile;
+  double best = tokens / times_.seconds(rows) * worthwhile;
   Best out;
   int links = 0;
   while (!heap_.empty() && static_cast<int>(order_.size()) < limit) {

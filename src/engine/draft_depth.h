@@ -49,7 +49,8 @@ class DraftDepth {
 
   /// `computed`: drafts cost time to make, and are at hand only where that seemed worth it. So
   /// numbers of rows never tried are taken to cost nothing more, and get tried.
-  explicit DraftDepth(bool computed = false) : times_(computed ? StepTimes(0) : StepTimes()) {}
+  explicit DraftDepth(bool computed = false)
+      : computed_(computed), times_(computed ? StepTimes(0) : StepTimes()) {}
 
   /// A step without prefill took so long, the making of drafts left out.
   void observe(int rows, int drafts, double seconds);
@@ -82,6 +83,7 @@ class DraftDepth {
               std::vector<int>& depth);
   int most_drafts(int rows) const;
 
+  const bool computed_;
   StepTimes times_;
   int since_plain_ = 0;   // steps since one without drafts
   int since_drafts_ = 0;  // steps since one with drafts

@@ -5,7 +5,6 @@
 namespace capstan::engine {
 
 void DraftPolicy::begin_step(const DraftDepth& depth, int load, int followed) {
-  load_ = load;
   const double needed = depth.needed(load, most_, pass_, 0);
   if (needed >= 0) {  // else as before
     needed_ = needed;
@@ -30,7 +29,6 @@ void DraftPolicy::trial_ended(double acceptance) {
 }
 
 void DraftPolicy::step_took(const DraftDepth& depth, const Took& step) {
-  ++steps_;
   const bool prefill = step.prompt_rows > 0;
   if (step.followed > 0 && !prefill) {
     if (step.links > 0) {
@@ -57,16 +55,15 @@ void DraftPolicy::step_took(const DraftDepth& depth, const Took& step) {
   }
 
   const double spent = step.trial ? step.drafting * (prefill ? 2 : 1) : 0;
-  credit_ = std::min(0.0, credit_ + kTrials * step.seconds - spent);
+  double gain = 0;
+  if (step.tokens > step.load && !prefill) {
+    gain = depth.times().seconds(step.load) * step.tokens / step.load - step.seconds - step.drafting;
+  }
+  credit_ = std::min(0.0, credit_ + kTrials * step.seconds + kTrialsOfGain * gain - spent);
   waited_ = step.trial || credit_ < 0 ? 0 : waited_ + 1;
 
-  if (idle_ >= kPatience) {  // all were let go
-    quiet_until_ = steps_ + kQuiet;
-    quiet_load_ = step.load;
-    idle_ = 0;
-  } else {
-    idle_ = step.followed > 0 && step.links == 0 && !cheap_ ? idle_ + 1 : 0;
-  }
+  // When all were let go there are no more such steps.
+  idle_ = step.followed > 0 && step.links == 0 && !cheap_ ? idle_ + 1 : 0;
 }
 
 }  // namespace capstan::engine

@@ -7,8 +7,6 @@
 // share of the time. Pure: all times are arguments.
 #pragma once
 
-#include <cstdint>
-
 #include "engine/draft_depth.h"
 
 namespace capstan::engine {
@@ -23,6 +21,7 @@ class DraftPolicy {
     int links = 0;     // drafts made for each, one after the other
     bool trial = false;
     int decode_rows = 0, prompt_rows = 0;
+    int tokens = 0;  // written
     int followed_prompt_rows = 0;
     double seconds = 0;   // without drafting
     double drafting = 0;  // seconds of the layer
@@ -32,9 +31,10 @@ class DraftPolicy {
 
   /// Before a step of so many texts.
   void begin_step(const DraftDepth& depth, int load, int followed);
-  /// Whether to follow a text whose drafts hold so often: one that begins, or one that runs.
-  bool begins(double acceptance) const { return open() && acceptance >= needed_to_begin_; }
-  bool joins(double acceptance) const { return open() && acceptance >= needed_; }
+  /// Whether drafts of a text that hold so often would pay if all were like it: for one that
+  /// begins, with the cost of its prompt, and for one that runs.
+  bool begins(double acceptance) const { return acceptance >= needed_to_begin_; }
+  bool joins(double acceptance) const { return acceptance >= needed_; }
   /// Whether to follow one no longer. Between the two limits all stays as it is.
   bool leaves(double acceptance) const {
     return !cheap_ && (idle_ >= kPatience || acceptance < kLeave * needed_);
@@ -52,27 +52,21 @@ class DraftPolicy {
   // Not more than a page's tokens later the texts that could be followed are; and a trial is noise
   // if it takes less.
   static constexpr int kPatience = 64;
-  // Steps until those try again that were followed in vain, unless the load falls: the cost of 64
-  // steps of keeping rows is then spread over 1,088.
-  static constexpr int64_t kQuiet = 1024;
   static constexpr double kLeave = 0.9;
   // Rows are kept while drafts rest where that costs less: one layer's attention of DeepSeek-V3's
   // 61 layers does, of 8 layers it is 3%.
   static constexpr double kCheap = 0.01;
-  // Of all time. With what is not measured (a row more to verify) 0.5% is kept.
-  static constexpr double kTrials = 0.0025;
+  // Of all time, for trials; with what is not measured of them (a row more to verify) they take
+  // below 0.5%. Where some texts gain, a share of that is there to find others.
+  static constexpr double kTrials = 0.0025, kTrialsOfGain = 0.25;
 
-  bool open() const { return steps_ >= quiet_until_ || load_ < quiet_load_; }
   double prompt_share() const;
 
   const int most_;
   StepTimes pass_, keep_;  // by texts
   double needed_ = 0, needed_to_begin_ = 0;
   bool cheap_ = true;
-  int load_ = 0;
-  int idle_ = 0;  // steps in a row in which texts were followed and no drafts made
-  int64_t steps_ = 0, quiet_until_ = 0;
-  int quiet_load_ = 0;
+  int idle_ = 0;  // steps in a row in which texts were followed at a cost and no drafts made
   double credit_ = 0;  // seconds; below 0: trials are to be earned yet
   int waited_ = 0;     // steps since the next trial could begin
   // Fading sums, for what drafts cost on prompts.

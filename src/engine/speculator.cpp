@@ -84,6 +84,7 @@ void Speculator::wrote(RequestId id, std::span<const OutputToken> tokens) {
     if (!holds) break;
   }
   text->expected.clear();
+  took_.tokens += static_cast<int>(tokens.size());
   if (judged_ >= kTrialDrafts) end_trial(id, *text);
   written_.clear();
   for (const OutputToken& token : tokens) written_.push_back(token.token);
@@ -144,36 +145,60 @@ void Speculator::begin_step(const scheduler::StepPlan& plan) {
   took_ = {};
   took_.load = static_cast<int>(plan.items.size());
   policy_.begin_step(depth_, took_.load, std::max(followed, 1));
-  follow_texts(plan, drafted);
+  if (config_.adaptive) {
+    follow_texts(plan, drafted);
+  } else {
+    follow_all(plan);
+  }
   choose_links(plan);
 }
 
+void Speculator::follow_all(const scheduler::StepPlan& plan) {
+  for (const scheduler::PlanItem& item : plan.items) {
+    Text* const text = find(item.id);
+    if (text != nullptr && !text->followed) follow(item.id, *text, true, kWholePrompt);
+  }
+}
+
+/// Whether drafts would pay for those together that could be followed: a few of many may be too few
+/// to share the cost of a pass.
+bool Speculator::enough_to_follow(const scheduler::StepPlan& plan) {
+  if (!depth_.times().known(took_.load)) return true;  // to be seen
+  candidates_.clear();
+  for (const scheduler::PlanItem& item : plan.items) {
+    const Text* const text = find(item.id);
+    if (text == nullptr) continue;  // a probe
+    const double expected = acceptance(*text, Draft::kOfLayer);
+    const bool could = item.first_chunk ? policy_.begins(expected) : policy_.joins(expected);
+    if (text->followed || could) candidates_.push_back({expected, config_.max_drafts});
+  }
+  return depth_.worth_making(candidates_, took_.load, policy_.pass()) > 0;
+}
+
 void Speculator::follow_texts(const scheduler::StepPlan& plan, bool drafted) {
-  const bool tries = config_.adaptive && !trial_ && !drafted && policy_.trial_due() &&
-                     !policy_.joins(general(Draft::kOfLayer));
+  const bool enough = enough_to_follow(plan);
+  const bool tries = !trial_ && !drafted && policy_.trial_due();
   const scheduler::PlanItem* other = nullptr;  // whom else to try
   for (const scheduler::PlanItem& item : plan.items) {
     Text* const text = find(item.id);
-    if (text == nullptr) continue;  // a probe
+    if (text == nullptr || trial_ == item.id) continue;
     const double expected = acceptance(*text, Draft::kOfLayer);
-    if (!config_.adaptive) {
-      if (!text->followed) follow(item.id, *text, true, kWholePrompt);
-    } else if (trial_ == item.id) {
-      // until it ends
-    } else if (item.first_chunk) {
-      const bool begins = policy_.begins(expected);
+    const bool kept = other != nullptr && find(other->id)->followed;
+    if (item.first_chunk) {
+      const bool begins = enough && policy_.begins(expected);
       if (begins || text->followed) follow(item.id, *text, begins, kWholePrompt);
-      if (!begins && tries && !trial_) try_out(item.id, *text);
-    } else if (text->followed && policy_.leaves(expected)) {
-      follow(item.id, *text, false, 0);
-    } else if (!text->followed && policy_.joins(expected)) {
+      if (!begins && tries && !trial_ && !kept) try_out(item.id, *text);
+    } else if (text->followed) {
+      if (policy_.leaves(expected)) follow(item.id, *text, false, 0);
+    } else if (enough && item.is_decode && policy_.joins(expected)) {
       follow(item.id, *text, true, kWholePrompt);
     }
     if (item.is_decode && (other == nullptr || text->followed)) other = &item;
   }
   if (!tries || trial_ || other == nullptr) return;
   Text& text = *find(other->id);
-  if (text.followed || policy_.trial_waited()) try_out(other->id, text);
+  const bool pays = enough && policy_.joins(acceptance(text, Draft::kOfLayer));
+  if (!pays && (text.followed || policy_.trial_waited())) try_out(other->id, text);
 }
 
 /// How many drafts to make after this step: as many as are worth it in the next, if that is like

@@ -60,6 +60,8 @@ class Speculator {
   };
   Text* find(RequestId id);
   void begin_step(const scheduler::StepPlan& plan);
+  void follow_all(const scheduler::StepPlan& plan);
+  bool enough_to_follow(const scheduler::StepPlan& plan);
   void follow_texts(const scheduler::StepPlan& plan, bool drafted);
   void choose_links(const scheduler::StepPlan& plan);
   void follow(RequestId id, Text& text, bool on, int32_t context);
