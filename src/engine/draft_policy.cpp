@@ -37,7 +37,7 @@ void DraftPolicy::step_took(const DraftDepth& depth, const Took& step) {
       keep_.observe(step.followed, step.drafting);
     }
   }
-  constexpr double kRemembered = 60;    // seconds of decoding
+  constexpr double kRemembered = 60;  // seconds of decoding
   constexpr double kRowsRemembered = 1 << 15;
   decode_seconds_ += depth.times().seconds(step.decode_rows);
   prompt_rows_ += step.prompt_rows;
@@ -57,7 +57,8 @@ void DraftPolicy::step_took(const DraftDepth& depth, const Took& step) {
   const double spent = step.trial ? step.drafting * (prefill ? 2 : 1) : 0;
   double gain = 0;
   if (step.tokens > step.load && !prefill) {
-    gain = depth.times().seconds(step.load) * step.tokens / step.load - step.seconds - step.drafting;
+    gain =
+        depth.times().seconds(step.load) * step.tokens / step.load - step.seconds - step.drafting;
   }
   credit_ = std::min(0.0, credit_ + kTrials * step.seconds + kTrialsOfGain * gain - spent);
   waited_ = step.trial || credit_ < 0 ? 0 : waited_ + 1;

@@ -66,7 +66,7 @@ class DraftPolicy {
   StepTimes pass_, keep_;  // by texts
   double needed_ = 0, needed_to_begin_ = 0;
   bool cheap_ = true;
-  int idle_ = 0;  // steps in a row in which texts were followed at a cost and no drafts made
+  int idle_ = 0;       // steps in a row in which texts were followed at a cost and no drafts made
   double credit_ = 0;  // seconds; below 0: trials are to be earned yet
   int waited_ = 0;     // steps since the next trial could begin
   // Fading sums, for what drafts cost on prompts.

@@ -37,7 +37,7 @@ struct PassInput {
 struct PassOutput {
   const scheduler::StepPlan& plan;
   std::span<const scheduler::SampledToken> sampled;  // by plan item
-  const model::ForwardBatch& batch;  // hidden_rows: as choose_rows() asked for them
+  const model::ForwardBatch& batch;                  // hidden_rows: as choose_rows() asked for them
   std::span<const int32_t> items;
 };
 
@@ -54,7 +54,9 @@ class DraftSource {
   }
   /// Appends the rows of the batch whose hidden states it wants, ascending. Without any, observe()
   /// need not be called.
-  virtual void choose_rows(const PassInput& in, std::vector<int32_t>& rows) { (void)in, (void)rows; }
+  virtual void choose_rows(const PassInput& in, std::vector<int32_t>& rows) {
+    (void)in, (void)rows;
+  }
   /// Prepares up to `depth` drafts for whoever is watched, got a token and goes on. An error means
   /// no drafts, not a failed step.
   virtual Status observe(const PassOutput& out, int depth, model::KvStore& kv) {

@@ -82,12 +82,12 @@ class NextnSource final : public DraftSource {
     std::vector<int32_t> drafts;
     bool followed = false;
     int32_t context = 0;
-    int32_t window = -1;    // see DraftWindows; -1: begins with the next row
-    bool checked = false;   // its pages are the ones it wrote, or found in the cache
+    int32_t window = -1;   // see DraftWindows; -1: begins with the next row
+    bool checked = false;  // its pages are the ones it wrote, or found in the cache
   };
   /// Of a sequence in a pass: what the layer computes of it.
   struct Share {
-    int32_t first = 0;   // position; those up to the last
+    int32_t first = 0;    // position; those up to the last
     int32_t hidden = -1;  // its row among the hidden states; -1: nothing is computed
   };
   /// Somebody who goes on: what the chain of further drafts needs.

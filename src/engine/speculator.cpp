@@ -11,7 +11,7 @@ namespace {
 // Before anything was tried: drafts after a match of 2, 3, 4-5, 6-8, 9-16 and more tokens. Copied
 // code and quotations do better, prose does worse; a few trials correct it.
 constexpr std::array<float, Draft::kEvidence> kFirstGuess = {0.3f, 0.4f, 0.5f, 0.6f, 0.7f, 0.8f};
-constexpr float kGuessWeighs = 4;      // trials
+constexpr float kGuessWeighs = 4;        // trials
 constexpr float kRequestRemembers = 32;  // trials that older ones count as
 constexpr float kAllRemember = 512;
 

@@ -185,7 +185,8 @@ TEST(DraftPolicy, RowsOfOthersAreNeverRead) {
       while (sim.texts() < 3) {
         std::vector<int32_t> prompt = prompts[sim.random() % prompts.size()];
         prompt.resize(20 + sim.random() % 80);
-        for (int tail = 0; tail < 3; ++tail) prompt.push_back(static_cast<int32_t>(sim.random() % 64));
+        for (int tail = 0; tail < 3; ++tail)
+          prompt.push_back(static_cast<int32_t>(sim.random() % 64));
         sim.add(std::move(prompt), 100);
       }
       sim.step();

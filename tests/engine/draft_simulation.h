@@ -85,7 +85,7 @@ class DraftSimulation {
   }
   /// Since the last call.
   struct Figures {
-    int steps = 0, passes = 0;  // of the model, of the layer
+    int steps = 0, passes = 0;                                // of the model, of the layer
     int tokens = 0, drafted = 0, accepted = 0, verified = 0;  // verified: decode items
     int items = 0, followed = 0;
     double seconds = 0, layer_seconds = 0;
@@ -177,7 +177,8 @@ inline void DraftSimulation::step() {
   }
   std::vector<float> hidden(batch.hidden_rows.size() * 4), logits(builder_.rows().size() * kVocab);
   batch.hidden_states = {hidden.data(), static_cast<int64_t>(batch.hidden_rows.size()), 4, 4};
-  const MatrixView out = {logits.data(), static_cast<int64_t>(builder_.rows().size()), kVocab, kVocab};
+  const MatrixView out = {logits.data(), static_cast<int64_t>(builder_.rows().size()), kVocab,
+                          kVocab};
   ASSERT_TRUE(model_.forward(batch, kv_, out).ok());
   const double took = (plan.decode_tokens > 0 ? costs_.step(plan.decode_tokens) : 0.001) +
                       costs_.prompt_row * plan.prefill_tokens;
