@@ -49,8 +49,7 @@ class DraftPolicy {
   const StepTimes& pass() const { return pass_; }
 
  private:
-  // Not more than a page's tokens later the texts that could be followed are; and a trial is noise
-  // if it takes less.
+  // Steps: of keeping rows for nothing, and of waiting for a text that begins.
   static constexpr int kPatience = 64;
   static constexpr double kLeave = 0.9;
   // Rows are kept while drafts rest where that costs less: one layer's attention of DeepSeek-V3's
