@@ -8,12 +8,16 @@ namespace capstan::engine {
 void StepTimes::observe(int rows, double seconds) {
   if (rows < 1 || !(seconds > 0)) return;
   constexpr int kFew = 4;  // samples that say more of this estimate than of the machine's speed
-  constexpr double kFirst = 0.5, kCommon = 0.12, kOwn = 0.12;
+  constexpr int kLong = 16;
+  constexpr double kFirst = 0.5, kCommon = 0.12, kOwn = 0.12, kOwnAfterLong = 0.5;
   const auto at = static_cast<size_t>(rows);
   if (at >= seconds_.size()) {
     seconds_.resize(at + 1, 0.0);
     samples_.resize(at + 1, 0);
+    seen_.resize(at + 1, 0);
   }
+  const bool after_long = now_ - seen_[at] > kLong;
+  seen_[at] = ++now_;
   if (samples_[at] == 0) seconds_[at] = seconds;
   const double ratio = std::clamp(seconds / seconds_[at], 0.5, 2.0);
   if (samples_[at] < kFew) {
@@ -23,7 +27,7 @@ void StepTimes::observe(int rows, double seconds) {
   }
   const double common = std::pow(ratio, kCommon);
   for (double& s : seconds_) s *= common;
-  seconds_[at] *= 1 + kOwn * (ratio / common - 1);
+  seconds_[at] *= 1 + (after_long ? kOwnAfterLong : kOwn) * (ratio / common - 1);
 }
 
 int StepTimes::seen_up_to(int rows) const {
@@ -49,8 +53,14 @@ double StepTimes::seconds(int rows) const {
 }
 
 void DraftDepth::observe(int rows, int drafts, double seconds) {
+  const double expected = times_.seconds(rows);
   times_.observe(rows, seconds);
-  since_plain_ = drafts == 0 ? 0 : since_plain_ + 1;
+  if (drafts > 0) {
+    --until_plain_;
+  } else {
+    const bool surprise = std::abs(seconds - expected) > kSurprise * expected;
+    until_plain_ = surprise ? kPlainAgain : kPlainProbe;
+  }
 }
 
 /// At most twice the rows that were ever tried: one bad guess costs little.
@@ -104,8 +114,8 @@ void DraftDepth::choose(std::span<const Candidate> candidates, int rows, std::ve
   // Without the time of a plain step there is nothing to compare with; then now and again, so that
   // the comparison stays true.
   if (!times_.known(rows)) return;
-  if (since_plain_ >= kProbe) {
-    since_plain_ = 0;
+  if (until_plain_ <= 0) {
+    until_plain_ = kPlainProbe;
     return;
   }
   size_t taken = search(candidates, rows, nullptr, depth).taken;

@@ -16,7 +16,8 @@ namespace capstan::engine {
 /// Seconds of a step by its number of decode rows, learnt from steps. Noise is met by limits: one
 /// sample counts as a doubling or a half at most, and moves an estimate by a quarter of that. Much
 /// of what changes changes all steps alike (clocks, neighbours, longer contexts), so half of the
-/// movement is that of all estimates.
+/// movement is that of all estimates. Where they part, an estimate not seen for long is wrong: its
+/// next sample moves it by half.
 class StepTimes {
  public:
   /// A row more than were ever tried is taken to cost `unseen` of what the others do on average.
@@ -38,6 +39,8 @@ class StepTimes {
   double unseen_;
   std::vector<double> seconds_;  // by rows; 0: not seen
   std::vector<int> samples_;     // parallel; counted to a few
+  std::vector<int64_t> seen_;    // parallel; when last, by samples of all
+  int64_t now_ = 0;
 };
 
 class DraftDepth {
@@ -72,8 +75,12 @@ class DraftDepth {
   // Drafts of one step: bounds the memory for logits (64 rows of 150 k floats are 38 MB). CPUs are
   // bound by arithmetic at a dozen rows already.
   static constexpr int kMostDrafts = 64;
-  // Steps after which what was not done lately is done once to measure it: 0.4% of the steps.
-  static constexpr int kProbe = 256;
+  // Steps after which drafts are verified once to measure it, and after which none are. Drafts may
+  // be a loss, so that is rare. A plain step costs what drafts gain at most, and as long as its
+  // time is not true, a loss may look like a gain: it comes often, and soon again after one that
+  // took other than expected.
+  static constexpr int kProbe = 256, kPlainProbe = 32, kPlainAgain = 4;
+  static constexpr double kSurprise = 0.15;
 
   struct Best {
     size_t taken = 0;  // the first so many of order_
@@ -85,8 +92,8 @@ class DraftDepth {
 
   const bool computed_;
   StepTimes times_;
-  int since_plain_ = 0;   // steps since one without drafts
-  int since_drafts_ = 0;  // steps since one with drafts
+  int until_plain_ = kPlainProbe;  // steps with drafts
+  int since_drafts_ = 0;           // steps since one with drafts
   std::vector<std::pair<double, size_t>> heap_;
   std::vector<size_t> order_;
   std::vector<int> links_;

@@ -10,9 +10,11 @@ void DraftPolicy::begin_step(const DraftDepth& depth, int load, int followed) {
     needed_ = needed;
     needed_to_begin_ = depth.needed(load, most_, pass_, prompt_share());
   }
+  plain_ = depth.times().seconds(load);
+  if (needed_ < kClearly * rest_needed_) rest_ = 0;
   // Not measured yet: done once, to see.
   cheap_ = !keep_.known(followed) || !depth.times().known(load) ||
-           keep_.seconds(followed) < kCheap * depth.times().seconds(load);
+           keep_.seconds(followed) < kCheap * plain_;
 }
 
 /// Seconds of the layer on prompts per second of decoding. Of the prompt's rows the model's last
@@ -23,9 +25,31 @@ double DraftPolicy::prompt_share() const {
   return 2 * followed_seconds_ / followed_rows_ * prompt_rows_ / (decode_seconds_ + kSettled);
 }
 
-/// A trial that went well was no cost, and the next text may be like it.
+/// A trial that went well is paid by the drafts that follow, and the next text may be like it.
 void DraftPolicy::trial_ended(double acceptance) {
-  if (acceptance >= needed_) credit_ = 0;
+  if (rests() || acceptance < needed_) return;
+  if (plain_ > 0) lost_ += std::min(-credit_ / plain_, kMostLost / 2);
+  credit_ = 0;
+}
+
+/// Tokens are counted and times are those learnt, so that it is no gain when the machine gets
+/// faster, and no loss when one step is slow.
+void DraftPolicy::count_gain(const DraftDepth& depth, const Took& step) {
+  const bool kept = step.tips > 0 && step.links == 0 && !cheap_;
+  idle_ = kept ? idle_ + 1 : 0;
+  const bool drafts = step.links > 0 || step.decode_rows > step.load;
+  if (rests()) {
+    --rest_;
+  } else if ((drafts || kept) && !step.trial && step.prompt_rows == 0 && plain_ > 0) {
+    const double longer =
+        depth.times().seconds(step.decode_rows) - depth.times().seconds(step.load);
+    const double more = static_cast<double>(std::max(0, step.tokens - step.load)) / step.load;
+    lost_ = std::max(-kMostGained, lost_ + (longer + step.drafting) / plain_ - more);
+  }
+  if (lost_ < kMostLost) return;
+  rest_ = kRest;
+  rest_needed_ = std::min(needed_, 1.0);
+  lost_ = 0;
 }
 
 void DraftPolicy::step_took(const DraftDepth& depth, const Took& step) {
@@ -62,9 +86,7 @@ void DraftPolicy::step_took(const DraftDepth& depth, const Took& step) {
   }
   credit_ = std::min(0.0, credit_ + kTrials * step.seconds + kTrialsOfGain * gain - spent);
   waited_ = step.trial || credit_ < 0 ? 0 : waited_ + 1;
-
-  // When all were let go there are no more such steps.
-  idle_ = step.followed > 0 && step.links == 0 && !cheap_ ? idle_ + 1 : 0;
+  count_gain(depth, step);
 }
 
 }  // namespace capstan::engine

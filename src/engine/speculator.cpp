@@ -221,7 +221,9 @@ void Speculator::choose_links(const scheduler::StepPlan& plan) {
   if (!config_.adaptive) {
     took_.links = config_.max_drafts;
   } else {
-    took_.links = depth_.worth_making(candidates_, took_.load, policy_.pass());
+    if (!policy_.rests()) {
+      took_.links = depth_.worth_making(candidates_, took_.load, policy_.pass());
+    }
     if (trial_) took_.links = std::max(took_.links, 1);
   }
 }

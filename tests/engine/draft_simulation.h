@@ -98,9 +98,10 @@ class DraftSimulation {
   int texts() const { return static_cast<int>(texts_.size()); }
 
   double now = 0;
+  double slower = 1, noise = 0;  // times are that much longer, and each differs by up to +-noise
   /// How often drafts of a text hold, by its first token.
   std::function<double(int32_t first)> acceptance = [](int32_t) { return 0.0; };
-  std::mt19937 random{7};
+  std::mt19937 random{7}, noise_random{8};
 
   static constexpr int kVocab = 64, kPage = 16;
 
@@ -119,6 +120,10 @@ class DraftSimulation {
     return o;
   }
   void layer_ran(const model::DraftBatch& batch, MatrixView logits);
+  double actual(double seconds) {
+    const double unit = static_cast<double>(noise_random() % 2001) / 1000 - 1;
+    return seconds * slower * (1 + noise * unit);
+  }
   void end(RequestId id) {
     if (speculator_ != nullptr) speculator_->end(id);
     finished_[id] = std::move(texts_.at(id).tokens);
@@ -143,8 +148,8 @@ class DraftSimulation {
 inline void DraftSimulation::layer_ran(const model::DraftBatch& batch, MatrixView logits) {
   const auto wanted = static_cast<int>(batch.logit_rows.size());
   const auto rows = static_cast<int>(batch.tokens.size());
-  const double seconds = (wanted > 0 ? costs_.draft(wanted) : costs_.keep) +
-                         costs_.followed_prompt_row * std::max(0, rows - 64);
+  const double seconds = actual((wanted > 0 ? costs_.draft(wanted) : costs_.keep) +
+                                costs_.followed_prompt_row * std::max(0, rows - 64));
   now += seconds;
   ++figures_.passes;
   figures_.layer_seconds += seconds;
@@ -180,8 +185,8 @@ inline void DraftSimulation::step() {
   const MatrixView out = {logits.data(), static_cast<int64_t>(builder_.rows().size()), kVocab,
                           kVocab};
   ASSERT_TRUE(model_.forward(batch, kv_, out).ok());
-  const double took = (plan.decode_tokens > 0 ? costs_.step(plan.decode_tokens) : 0.001) +
-                      costs_.prompt_row * plan.prefill_tokens;
+  const double took = actual((plan.decode_tokens > 0 ? costs_.step(plan.decode_tokens) : 0.001) +
+                             costs_.prompt_row * plan.prefill_tokens);
   now += took;
   ++figures_.steps;
   for (size_t row = 0; row < builder_.rows().size(); ++row) {
