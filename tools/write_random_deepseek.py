@@ -14,6 +14,11 @@ evenly, as the trained ones aim to. Nothing is held in memory but the tensor bei
 Where the whole model is too large for the machine, --layers N keeps the first N layers and --experts N
 that many experts of a layer (a token still goes through as many). llama.cpp takes a deepseek2 file
 without q_lora for V2-Lite only if it has 27 layers.
+
+A random multi-token prediction layer never guesses right, which is the worst case for speculation. With
+--predictable (fp8, bf16) it mostly does: all layers change their input little, so the next token follows
+mostly from the last one, and the prediction layer passes the embedding of its token on. Shapes, formats
+and thus times are the same; the share of drafts that hold is no figure of any trained model.
 """
 
 import argparse
@@ -54,12 +59,38 @@ PRESETS = {
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 SHARD_BYTES = 4 << 30
 STEP_BYTES = 64 << 20
+LAYER_GAIN = 0.05  # of --predictable
 GGUF_FILE_TYPES = {"q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "q4_k": gguf.LlamaFileType.MOSTLY_Q4_K_S}
+
+
+def make_predictable(tensors):
+    for t in tensors:
+        name = t["name"].removesuffix("_scale_inv")
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            for key in ("amplitude", "centre"):
+                if key in t:
+                    t[key] *= LAYER_GAIN
+        # Weights of one: what the two layers' last norms do to an embedding is then the same.
+        if name.endswith(("enorm.weight", "shared_head.norm.weight", "model.norm.weight")):
+            t["amplitude"] = 0.0
+        if name.endswith("eh_proj.weight"):
+            t["identity"] = True
+
+
+def identity(tensor):
+    """One to one from the first half of the columns; BF16."""
+    rows, columns = tensor["shape"]
+    values = np.zeros((rows, columns), "<u2")
+    values[np.arange(rows), np.arange(rows)] = 0x3F80
+    return values.tobytes()
 
 
 def pieces(rng, tensor):
     """The tensor's bytes, some tens of megabytes at a time."""
     dtype, count = tensor["dtype"], math.prod(tensor["shape"])
+    if tensor.get("identity"):
+        yield identity(tensor)
+        return
     if len(tensor["shape"]) == 1 or tensor["name"].endswith("_scale_inv"):
         yield recipes.raw_bytes(int(rng.integers(1 << 62)), tensor)
         return
@@ -79,9 +110,11 @@ def stored_bytes(tensor):
     return size * math.prod(tensor["shape"])
 
 
-def write_directory(path, config, kind, seed):
+def write_directory(path, config, kind, seed, predictable):
     config = {**config, "quantization_config": FP8} if kind == "fp8" else config
     tensors = hf_recipe(config, "F8_E4M3" if kind == "fp8" else "BF16", seed)["tensors"]
+    if predictable:
+        make_predictable(tensors)
     shards, size = [[]], 0
     for t in tensors:
         if size + stored_bytes(t) > SHARD_BYTES and shards[-1]:
@@ -184,6 +217,7 @@ def main():
     parser.add_argument("--type", choices=("fp8", "bf16", "q8_0", "q4_k"), required=True)
     parser.add_argument("--layers", type=int, metavar="N", help="only the first N layers")
     parser.add_argument("--experts", type=int, metavar="N", help="N routed experts a layer")
+    parser.add_argument("--predictable", action="store_true", help="a prediction layer that guesses well (fp8, bf16)")
     parser.add_argument("--vocabulary", metavar="GGUF", help="take the tokenizer of this file (q8_0, q4_k)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -200,9 +234,11 @@ def main():
         if not config["num_experts_per_tok"] <= args.experts:
             sys.exit(f"--experts {args.experts}: a token needs {config['num_experts_per_tok']}")
         config["n_routed_experts" if "n_routed_experts" in config else "num_experts"] = args.experts
+    if args.predictable and args.type not in ("fp8", "bf16"):
+        sys.exit("--predictable: GGUF files here have no prediction layer; use --type fp8 or bf16")
     start = time.time()
     if args.type in ("fp8", "bf16"):
-        total = write_directory(args.output, config, args.type, args.seed)
+        total = write_directory(args.output, config, args.type, args.seed, args.predictable)
     else:
         total = write_gguf(args.output, config, args.type, args.vocabulary, args.seed)
     print(f"{args.output}: {total / 1e9:.3f} GB in {time.time() - start:.0f} s")

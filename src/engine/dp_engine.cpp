@@ -148,6 +148,7 @@ EngineStats DpEngine::stats() const {
     all.weight_bytes = s.weight_bytes;  // one model
     all.finished_requests += s.finished_requests;
     all.aborted_requests += s.aborted_requests;
+    all.spec_followed += s.spec_followed;
     all.spec_verify_count += s.spec_verify_count;
     all.spec_draft_tokens += s.spec_draft_tokens;
     all.spec_accepted_tokens += s.spec_accepted_tokens;

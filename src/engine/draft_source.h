@@ -22,23 +22,43 @@ struct Draft {
   int evidence = 0;
 
   static constexpr int kEvidence = 6;
+  /// Of a layer trained to draft: before it was tried, as good as a long match.
+  static constexpr int kOfLayer = kEvidence - 1;
 };
 
-/// One pass of the model, after its rows were sampled and before the step is committed.
+/// One pass of the model, before it runs.
+struct PassInput {
+  const scheduler::StepPlan& plan;
+  const model::ForwardBatch& batch;
+  std::span<const int32_t> items;  // plan item of each sequence of the batch
+};
+
+/// The same after its rows were sampled and before the step is committed.
 struct PassOutput {
   const scheduler::StepPlan& plan;
   std::span<const scheduler::SampledToken> sampled;  // by plan item
-  const model::ForwardBatch& batch;                  // hidden_rows: all of them
-  std::span<const int32_t> items;                    // plan item of each sequence of the batch
+  const model::ForwardBatch& batch;                  // hidden_rows: as choose_rows() asked for them
+  std::span<const int32_t> items;
 };
 
 class DraftSource {
  public:
   virtual ~DraftSource() = default;
-  /// Whether observe() wants to see the passes of the model.
-  virtual bool wants_hidden() const { return false; }
-  /// Prepares up to `depth` drafts for whoever got a token and goes on. An error means no drafts,
-  /// not a failed step.
+  /// Whether drafts are computed: then it watches only the texts that follow() names, by
+  /// choose_rows() before and observe() after every pass of the model.
+  virtual bool computes() const { return false; }
+  /// Watches a text from its next row on, or no longer. Of a prompt that is not in the cache it may
+  /// leave out all but the last `context` tokens.
+  virtual void follow(scheduler::RequestId id, bool on, int32_t context) {
+    (void)id, (void)on, (void)context;
+  }
+  /// Appends the rows of the batch whose hidden states it wants, ascending. Without any, observe()
+  /// need not be called.
+  virtual void choose_rows(const PassInput& in, std::vector<int32_t>& rows) {
+    (void)in, (void)rows;
+  }
+  /// Prepares up to `depth` drafts for whoever is watched, got a token and goes on. An error means
+  /// no drafts, not a failed step.
   virtual Status observe(const PassOutput& out, int depth, model::KvStore& kv) {
     (void)out, (void)depth, (void)kv;
     return {};

@@ -69,7 +69,8 @@ EngineImpl::EngineImpl(std::unique_ptr<model::Model> model, const EngineConfig& 
       sampler_({config.token_limit, config.return_original_logprob}, config.pool),
       builder_(config.scheduler.page_size, max_prompt_logit_rows(model_->config())),
       report_(config.decode_log_interval),
-      speculator_(Speculator::create(config.speculation, nextn_options(*model_, config))) {
+      speculator_(Speculator::create(config.speculation, nextn_options(*model_, config),
+                                     [this] { return now(); })) {
   working_.weight_bytes = model_->weight_bytes();
   working_.kv_bytes = kv_.bytes();
   working_.scheduler = scheduler_->stats();

@@ -122,6 +122,7 @@ struct EngineStats {
   // With speculation, of the last reporting window; 0 without drafts in it.
   double spec_accept_length = 0;  // tokens per request and decode step: accepted drafts plus one
   double spec_accept_rate = 0;    // share of verified drafts that held
+  int spec_followed = 0;          // requests of the last step that NEXTN's layer was run for
   // Since the start: decode steps summed over requests, drafts verified, drafts accepted.
   uint64_t spec_verify_count = 0, spec_draft_tokens = 0, spec_accepted_tokens = 0;
 };

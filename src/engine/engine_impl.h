@@ -75,7 +75,7 @@ class EngineImpl final : public Engine {
                     std::span<SampleOutput> outputs, scheduler::SampledToken& sampled);
   void learn(const scheduler::StepPlan& plan, StepFacts& facts);
   MatrixView logits_for(size_t rows);
-  void ask_for_hidden(model::ForwardBatch& batch);
+  bool ask_for_hidden(const scheduler::StepPlan& plan, model::ForwardBatch& batch);
   void fail_step(const scheduler::StepPlan& plan, const Error& error);
   void note_admissions(const scheduler::StepPlan& plan, StepFacts& facts);
   void deliver(const scheduler::StepPlan& plan, const std::vector<scheduler::Finished>& finished);
@@ -114,7 +114,6 @@ class EngineImpl final : public Engine {
   double step_ended_ = 0;
   AlignedBuffer logits_;
   int64_t logits_stride_ = 0;
-  std::vector<int32_t> all_rows_;  // 0, 1, 2, ...
   std::vector<float> hidden_;
   std::vector<BatchBuilder::PromptRows> prompt_rows_;
   std::vector<scheduler::SampledToken> sampled_;

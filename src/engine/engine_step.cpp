@@ -13,13 +13,15 @@ MatrixView EngineImpl::logits_for(size_t rows) {
   return {logits_.as<float>(), static_cast<int64_t>(rows), vocab, logits_stride_};
 }
 
-void EngineImpl::ask_for_hidden(model::ForwardBatch& batch) {
-  const size_t rows = batch.tokens.size();
+/// Whether the source of drafts wants to see something of the pass.
+bool EngineImpl::ask_for_hidden(const scheduler::StepPlan& plan, model::ForwardBatch& batch) {
+  if (speculator_ == nullptr) return false;
+  batch.hidden_rows = speculator_->hidden_rows({plan, batch, builder_.items()});
+  const size_t rows = batch.hidden_rows.size();
   const int64_t width = model_->config().hidden_size;
-  while (all_rows_.size() < rows) all_rows_.push_back(static_cast<int32_t>(all_rows_.size()));
   hidden_.resize(rows * static_cast<size_t>(width));
-  batch.hidden_rows = std::span(all_rows_).first(rows);
   batch.hidden_states = {hidden_.data(), static_cast<int64_t>(rows), width, width};
+  return rows > 0;
 }
 
 Status EngineImpl::forward_and_sample(const scheduler::StepPlan& plan) {
@@ -28,8 +30,7 @@ Status EngineImpl::forward_and_sample(const scheduler::StepPlan& plan) {
   while (builder_.next()) {
     const MatrixView logits = logits_for(builder_.rows().size());
     model::ForwardBatch batch = builder_.batch();
-    const bool hidden = speculator_ != nullptr && speculator_->wants_hidden();
-    if (hidden) ask_for_hidden(batch);
+    const bool hidden = ask_for_hidden(plan, batch);
     CAPSTAN_RETURN_IF_ERROR(model_->forward(batch, kv_, logits));
     report_prompt_rows(plan, logits);
     sample_rows(plan, logits);
@@ -134,6 +135,7 @@ void EngineImpl::learn(const scheduler::StepPlan& plan, StepFacts& facts) {
     facts.accepted_tokens += sampled_[i].accepted;
   }
   speculator_->step_took(plan, facts.seconds);
+  facts.followed = speculator_->followed();
 }
 
 }  // namespace capstan::engine

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "engine/draft_source.h"
+#include "engine/draft_windows.h"
 #include "engine/row_math.h"
 
 namespace capstan::engine {
@@ -39,7 +40,8 @@ struct Pass {
 
 class NextnSource final : public DraftSource {
  public:
-  explicit NextnSource(const NextnOptions& options) : options_(options) {}
+  explicit NextnSource(const NextnOptions& options)
+      : options_(options), windows_(options.page_size) {}
 
   void begin(scheduler::RequestId id, std::span<const int32_t> prompt) override {
     texts_[id].tokens.assign(prompt.begin(), prompt.end());
@@ -53,6 +55,7 @@ class NextnSource final : public DraftSource {
   void propose(std::span<Draft> drafts) override {
     for (Draft& draft : drafts) {
       draft.tokens.clear();
+      draft.evidence = Draft::kOfLayer;
       const auto found = texts_.find(draft.id);
       if (found == texts_.end()) continue;
       draft.tokens.swap(found->second.drafts);
@@ -60,48 +63,114 @@ class NextnSource final : public DraftSource {
       if (draft.tokens.size() > most) draft.tokens.resize(most);
     }
   }
-  bool wants_hidden() const override { return true; }
+  bool computes() const override { return true; }
+  void follow(scheduler::RequestId id, bool on, int32_t context) override {
+    const auto found = texts_.find(id);
+    if (found == texts_.end()) return;
+    Text& text = found->second;
+    text.followed = on;
+    text.context = context;
+    text.window = -1;
+    text.drafts.clear();
+  }
+  void choose_rows(const PassInput& in, std::vector<int32_t>& rows) override;
   Status observe(const PassOutput& out, int depth, model::KvStore& kv) override;
 
  private:
   struct Text {
     std::vector<int32_t> tokens;  // prompt and output, as of the last append()
     std::vector<int32_t> drafts;
+    bool followed = false;
+    int32_t context = 0;
+    int32_t window = -1;   // see DraftWindows; -1: begins with the next row
+    bool checked = false;  // its pages are the ones it wrote, or found in the cache
+  };
+  /// Of a sequence in a pass: what the layer computes of it.
+  struct Share {
+    int32_t first = 0;    // position; those up to the last
+    int32_t hidden = -1;  // its row among the hidden states; -1: nothing is computed
   };
   /// Somebody who goes on: what the chain of further drafts needs.
   struct Tip {
-    scheduler::RequestId id;
+    uint64_t id;  // of the sequence
     Text* text;
-    std::span<const int32_t> pages;
-    int32_t position;  // of the last row computed
+    std::span<const int32_t> pages;  // of the window
+    int32_t position;                // in it, of the last row computed
   };
 
-  void add_rows(const PassOutput& out, const kernels::SequenceSlice& slice,
-                const scheduler::PlanItem& item, const scheduler::SampledToken& sampled);
+  void place(Text& text, const scheduler::PlanItem& item, int32_t first);
+  void add_rows(const PassOutput& out, size_t sequence);
+  Status compute(int depth, model::KvStore& kv);
+  void lose(const PassOutput& out);
   Status run(model::KvStore& kv);
 
   const NextnOptions options_;
+  DraftWindows windows_;
   std::unordered_map<scheduler::RequestId, Text> texts_;
+  std::vector<Share> shares_;  // by sequence of the pass
   Pass pass_;
   std::vector<Tip> tips_;
   std::vector<float> logits_, states_;
 };
 
+/// Before the row of position `first`.
+void NextnSource::place(Text& text, const scheduler::PlanItem& item, int32_t first) {
+  const bool admitted = item.first_chunk && first == item.start;
+  if (admitted) text.window = -1;
+  if (text.window < 0) {
+    if (admitted) text.window = windows_.cached(item.pages, first);
+    if (text.window < 0) {
+      const auto length = static_cast<int32_t>(text.tokens.size());
+      text.window = windows_.next_page(std::max(first, length - text.context));
+    }
+  } else if (!(item.is_decode && text.checked) && text.window < first &&
+             !windows_.whole(item.pages, text.window, first)) {
+    // While a prompt is computed its pages may be exchanged for another's that are alike.
+    text.window = windows_.next_page(first);
+  }
+  text.checked = item.is_decode;
+}
+
+void NextnSource::choose_rows(const PassInput& in, std::vector<int32_t>& rows) {
+  shares_.assign(in.batch.sequences.size(), {});
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    const kernels::SequenceSlice& slice = in.batch.sequences[s];
+    const scheduler::PlanItem& item = in.plan.items[static_cast<size_t>(in.items[s])];
+    const int32_t first = slice.kv_len - slice.q_len;
+    const auto found = texts_.find(item.id);
+    if (found == texts_.end() || !found->second.followed) {
+      windows_.skipped(item.pages, first, slice.kv_len);
+      continue;
+    }
+    Text& text = found->second;
+    place(text, item, first);
+    const int32_t begin = std::max(first, text.window);
+    windows_.skipped(item.pages, first, std::min(begin, slice.kv_len));
+    if (begin >= slice.kv_len) continue;
+    windows_.wrote(item.pages, begin, slice.kv_len, text.window);
+    shares_[s] = {begin, static_cast<int32_t>(rows.size())};
+    for (int32_t p = begin; p < slice.kv_len; ++p) rows.push_back(slice.q_begin + p - first);
+  }
+}
+
 // Row p takes the hidden state of position p and the token after it: from the item, the sampled
 // one, or, where a prompt goes on after this chunk, the text.
-void NextnSource::add_rows(const PassOutput& out, const kernels::SequenceSlice& slice,
-                           const scheduler::PlanItem& item,
-                           const scheduler::SampledToken& sampled) {
-  const auto found = texts_.find(item.id);
-  if (found == texts_.end()) return;  // a probe
-  Text& text = found->second;
+void NextnSource::add_rows(const PassOutput& out, size_t sequence) {
+  // Windows other than the whole text have ids of their own, for page tables of their own.
+  constexpr uint64_t kWindowId = uint64_t{1} << 40;
+  const Share share = shares_[sequence];
+  if (share.hidden < 0) return;
+  const auto index = static_cast<size_t>(out.items[sequence]);
+  const scheduler::PlanItem& item = out.plan.items[index];
+  const scheduler::SampledToken& sampled = out.sampled[index];
   if (item.samples && sampled.stop == scheduler::FinishKind::kAbort) return;
-  const int32_t first = slice.kv_len - slice.q_len;
+  Text& text = texts_.find(item.id)->second;
+  const auto pages = item.pages.subspan(static_cast<size_t>(text.window / options_.page_size));
   const int32_t known =
       item.start + item.count - item.drafts + (item.samples ? sampled.accepted : 0);
-  const int32_t end = std::min(slice.kv_len, known);
+  const int32_t end = std::min(out.batch.sequences[sequence].kv_len, known);
   const auto begin = static_cast<int32_t>(pass_.tokens.size());
-  int32_t p = first;
+  int32_t p = share.first;
   for (; p < end; ++p) {
     int32_t token = -1;
     if (p + 1 < known) {
@@ -112,16 +181,16 @@ void NextnSource::add_rows(const PassOutput& out, const kernels::SequenceSlice& 
       token = text.tokens[static_cast<size_t>(p + 1)];
     }
     if (token < 0) break;
-    const auto row = static_cast<int64_t>(slice.q_begin + p - first);
-    pass_.add(token, p, item.pages, options_.page_size,
+    const int64_t row = share.hidden + p - share.first;
+    pass_.add(token, p - text.window, pages, options_.page_size,
               {out.batch.hidden_states.row(row), static_cast<size_t>(options_.hidden_size)});
   }
-  if (p == first) return;
-  pass_.sequences.push_back({begin, p - first, p, item.pages.data()});
-  pass_.ids.push_back(item.id);
+  if (p == share.first) return;
+  pass_.sequences.push_back({begin, p - share.first, p - text.window, pages.data()});
+  pass_.ids.push_back(text.window == 0 ? item.id : item.id + kWindowId);
   if (item.samples && p == known && sampled.stop == scheduler::FinishKind::kNone) {
     pass_.wanted.push_back(static_cast<int32_t>(pass_.tokens.size()) - 1);
-    tips_.push_back({item.id, &text, item.pages, p - 1});
+    tips_.push_back({pass_.ids.back(), &text, pages, p - 1 - text.window});
   }
 }
 
@@ -154,11 +223,26 @@ Status NextnSource::run(model::KvStore& kv) {
 Status NextnSource::observe(const PassOutput& out, int depth, model::KvStore& kv) {
   pass_.clear();
   tips_.clear();
-  for (size_t s = 0; s < out.batch.sequences.size(); ++s) {
-    const auto item = static_cast<size_t>(out.items[s]);
-    add_rows(out, out.batch.sequences[s], out.plan.items[item], out.sampled[item]);
-  }
+  for (size_t s = 0; s < shares_.size(); ++s) add_rows(out, s);
   for (const Tip& tip : tips_) tip.text->drafts.clear();
+  const Status status = compute(depth, kv);
+  if (!status.ok()) lose(out);
+  return status;
+}
+
+/// What was to be written was not.
+void NextnSource::lose(const PassOutput& out) {
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    if (shares_[s].hidden < 0) continue;
+    const scheduler::PlanItem& item = out.plan.items[static_cast<size_t>(out.items[s])];
+    windows_.skipped(item.pages, shares_[s].first, out.batch.sequences[s].kv_len);
+    Text& text = texts_.find(item.id)->second;
+    text.window = -1;
+    text.drafts.clear();
+  }
+}
+
+Status NextnSource::compute(int depth, model::KvStore& kv) {
   if (pass_.tokens.empty()) return {};
   if (depth == 0) {  // the cache rows alone: no logits
     pass_.wanted.clear();

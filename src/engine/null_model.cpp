@@ -137,6 +137,7 @@ Status NullModel::Draft::forward(const model::DraftBatch& batch, model::KvStore&
   if (wanted != batch.logit_rows.size()) {
     return internal_error("logit_rows is not an ascending list of rows of the draft batch");
   }
+  if (model_.options_.after_draft) model_.options_.after_draft(batch, logits);
   return {};
 }
 

@@ -25,6 +25,8 @@ struct NullModelOptions {
   /// With a draft layer, which knows what the model will say: its drafts always hold when the
   /// model's tokens are the likeliest and it is given the right hidden states.
   bool draft = false;
+  /// Run after each pass of the draft layer, to count it or tamper with its logits.
+  std::function<void(const model::DraftBatch&, MatrixView)> after_draft;
   /// Run after each step, to tamper with the logits.
   std::function<void(const model::ForwardBatch&, MatrixView)> after_forward;
 };

@@ -3,12 +3,15 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/draft_depth.h"
+#include "engine/draft_policy.h"
 #include "engine/draft_source.h"
 #include "engine/engine.h"
 
@@ -16,48 +19,69 @@ namespace capstan::engine {
 
 class Speculator {
  public:
+  /// Monotonic seconds.
+  using Clock = std::function<double()>;
+
   /// Null when the configuration asks for none. `nextn`: for Source::kNextn.
   static std::unique_ptr<Speculator> create(const SpeculationConfig& config,
-                                            const NextnOptions& nextn);
-  Speculator(const SpeculationConfig& config, std::unique_ptr<DraftSource> source)
-      : config_(config), source_(std::move(source)) {}
+                                            const NextnOptions& nextn, Clock clock);
+  Speculator(const SpeculationConfig& config, std::unique_ptr<DraftSource> source, Clock clock);
 
   void begin(RequestId id, std::span<const int32_t> prompt);
   /// A step gave the request these tokens.
   void wrote(RequestId id, std::span<const OutputToken> tokens);
   void end(RequestId id);
 
-  bool wants_hidden() const { return source_->wants_hidden(); }
-  /// After every pass of a step, see DraftSource.
-  void observe(const PassOutput& out, model::KvStore& kv);
-
   /// Before a plan: proposes drafts for those of `decoding` for which it pays.
   void propose(scheduler::Scheduler& scheduler, std::span<const RequestId> decoding);
+  /// Before every pass of a step: the rows whose hidden states observe() wants to see, valid until
+  /// the next call; none: it need not be called.
+  std::span<const int32_t> hidden_rows(const PassInput& in);
+  /// After such a pass, see DraftSource.
+  void observe(const PassOutput& out, model::KvStore& kv);
   /// After a step that ended well.
   void step_took(const scheduler::StepPlan& plan, double seconds);
+  /// Texts of the last step that drafts are made for or could be.
+  int followed() const { return took_.followed; }
 
  private:
   /// How often drafts held, by evidence; old trials fade.
   struct Record {
     std::array<float, Draft::kEvidence> held = {}, tried = {};
     void count(int evidence, bool holds);
+    /// All that was counts as so many trials at most.
+    void limit(int evidence, float most);
   };
   struct Text {
     Record record;
     std::vector<int32_t> expected;  // what was drafted last, verified or not
     int evidence = 0;
+    bool followed = false;  // by a source that computes
   };
-  void choose_depth_made();
+  Text* find(RequestId id);
+  void begin_step(const scheduler::StepPlan& plan);
+  void follow_all(const scheduler::StepPlan& plan);
+  bool enough_to_follow(const scheduler::StepPlan& plan);
+  void follow_texts(const scheduler::StepPlan& plan, bool drafted);
+  void choose_links(const scheduler::StepPlan& plan);
+  void follow(RequestId id, Text& text, bool on, int32_t context);
+  void try_out(RequestId id, Text& text);
+  void end_trial(RequestId id, const Text& text);
+  double general(int evidence) const;
   double acceptance(const Text& text, int evidence) const;
 
   const SpeculationConfig config_;
   const std::unique_ptr<DraftSource> source_;
+  const Clock clock_;
   DraftDepth depth_;
+  DraftPolicy policy_;
   std::unordered_map<RequestId, Text> texts_;
   Record all_;
-  /// Drafts of a model cost time even when they are not verified: so many are made at most.
-  int depth_made_ = 1;
-  int idle_steps_ = 0;
+  std::optional<RequestId> trial_;
+  int judged_ = 0;  // drafts of the trial
+  DraftPolicy::Took took_;
+  bool step_began_ = false;
+  std::vector<int32_t> rows_;
   std::vector<Draft> drafts_;
   std::vector<DraftDepth::Candidate> candidates_;
   std::vector<int> depths_;

@@ -42,6 +42,7 @@ void StepReport::step(const StepFacts& facts, double now, EngineStats& stats) {
   }
 
   count_drafts(facts, stats);
+  stats.spec_followed = facts.followed;
 
   if (window_start_ < 0) {
     window_start_ = log_start_ = now - facts.seconds;
@@ -95,6 +96,7 @@ void StepReport::log_decode(const EngineStats& stats) const {
 void StepReport::idle(EngineStats& stats) {
   window_start_ = -1;
   stats.gen_throughput = 0;
+  stats.spec_followed = 0;
 }
 
 }  // namespace capstan::engine

@@ -18,6 +18,7 @@ struct StepFacts {
   // With speculation:
   int verified_items = 0;  // decode items
   int64_t draft_tokens = 0, accepted_tokens = 0;
+  int followed = 0;
   double seconds = 0;
 };
 

@@ -217,6 +217,9 @@ void Metrics::append_gauges(std::vector<prometheus::MetricFamily>* families) con
         stats.spec_accept_length);
   gauge("spec_accept_rate", "Share of drafted tokens that held, of the last reporting window.",
         stats.spec_accept_rate);
+  gauge("spec_followed_reqs",
+        "Requests of the last step that the multi-token prediction layer was run for.",
+        stats.spec_followed);
   gauge("max_total_num_tokens", "KV pool size in tokens.", real(s.total_tokens));
   gauge("kv_available_tokens", "Free KV tokens.", real(s.free_tokens));
   gauge("kv_evictable_tokens", "KV tokens cached and not pinned.", real(s.evictable_tokens));

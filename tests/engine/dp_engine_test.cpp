@@ -66,6 +66,9 @@ TEST(DpEngine, LatentAttentionExpertsAndDrafts) {
   c.speculation.adaptive = false;
   c.speculation.max_drafts = 2;
   EXPECT_EQ(texts(nextn_checkpoint(), 2, c, groups(2)), one);
+  c.speculation.adaptive = true;  // each group decides for itself when the layer runs
+  EXPECT_EQ(texts(nextn_checkpoint(), 2, c, groups(2)), one);
+  c.speculation.adaptive = false;
   c.speculation.source = SpeculationConfig::Source::kNgram;
   EXPECT_EQ(texts(nextn_checkpoint(), 4, c, groups(2, 4)), one);
 }

@@ -110,7 +110,7 @@ TEST(DraftDepth, MeasuresWhatItDoesNotDoNowAndAgain) {
     plain += drafts == 0;
     depth.observe(1 + drafts, drafts, 0.01);
   }
-  EXPECT_EQ(plain, 3);
+  EXPECT_EQ(plain, 30);
   DraftDepth dear = taught([](int rows) { return 0.01 * rows; }, 40);
   int drafted = 0;
   for (int i = 0; i < 1000; ++i) {
@@ -119,6 +119,20 @@ TEST(DraftDepth, MeasuresWhatItDoesNotDoNowAndAgain) {
     dear.observe(1 + drafts, drafts, 0.01 * (1 + drafts));
   }
   EXPECT_EQ(drafted, 3);
+}
+
+TEST(DraftDepth, NoticesThatPlainStepsGotFaster) {
+  DraftDepth depth(true);
+  int drafted = 0;
+  for (int i = 0; i < 500; ++i) {
+    const int drafts = choose(depth, {{0.5, 1}})[0];
+    if (i == 100) {
+      EXPECT_EQ(drafts, 1);
+    }
+    depth.observe(1 + drafts, drafts, drafts > 0 ? 0.084 : i < 100 ? 0.075 : 0.046);
+    drafted += i < 100 ? 0 : drafts;
+  }
+  EXPECT_LT(drafted, 50);
 }
 
 TEST(DraftDepth, NoChoiceIsBetterAndNoneIsWorseThanPlain) {

@@ -50,6 +50,9 @@ TEST(GroupModel, ExpertsAndMultiTokenPredictionOverRanks) {
   EXPECT_EQ(texts(nextn_checkpoint(), 2, c, load), one);
   load.shard.ep_size = 2;
   EXPECT_EQ(texts(nextn_checkpoint(), 2, c, load), one);
+  // Rank 0 decides for all when the prediction layer runs.
+  c.speculation.adaptive = true;
+  EXPECT_EQ(texts(nextn_checkpoint(), 2, c, load), one);
 }
 
 TEST(GroupModel, PromptLogprobsRunInPieces) {

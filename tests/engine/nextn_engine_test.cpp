@@ -54,10 +54,10 @@ EngineConfig config_of(int page_size, int chunk) {
   return config;
 }
 
-EngineConfig predicting(EngineConfig config) {
+EngineConfig predicting(EngineConfig config, bool adaptive = false) {
   config.speculation.source = SpeculationConfig::Source::kNextn;
   config.speculation.max_drafts = 3;
-  config.speculation.adaptive = false;
+  config.speculation.adaptive = adaptive;
   return config;
 }
 
@@ -137,6 +137,17 @@ TEST(Nextn, TextsAreTheSameWhenRequestsArePushedBack) {
   const EngineStats stats = drafted.engine->stats();
   EXPECT_GT(stats.scheduler.retractions, 0);
   expect_good_drafts(stats);
+}
+
+// The layer follows some texts, on some of their pages, as the times of this machine have it: which
+// is another matter each time, and never one of the text.
+TEST(Nextn, TextsAreTheSameWhereTheLayerComesAndGoes) {
+  const EngineConfig config = config_of(4, 16);
+  Served plain(config), drafted(predicting(config, true));
+  expect_same(plain, drafted, requests(12, 60));
+  expect_same(plain, drafted, requests(1, 200));
+  expect_same(plain, drafted, requests(7, 30));
+  drafted.expect_clean();
 }
 
 TEST(Nextn, CancelledRequestsLeaveNothing) {
