@@ -169,10 +169,10 @@ Status read_rids(Fields& fields, GenerationCall* call) {
 Result<GenerationCall> prepare_native(const AppState& app, std::string_view body) {
   CAPSTAN_ASSIGN(json::object object, parse_json_object(body));
   // A list of ids is for the prompts; what is common reads a single one.
-  json::object common = {{"stream", object["stream"]},
-                         {"priority", object["priority"]},
-                         {"extra_key", object["extra_key"]},
-                         {"rid", object["rid"]}};
+  json::object common;
+  for (const char* key : {"stream", "priority", "extra_key", "rid"}) {
+    if (const json::value* value = object.if_contains(key)) common[key] = *value;
+  }
   if (common["rid"].is_array()) common["rid"] = nullptr;
   Fields common_fields(common);
   GenerationCall call;

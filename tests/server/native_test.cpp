@@ -43,6 +43,20 @@ TEST(Native, DefaultsStopsAndPut) {
   EXPECT_EQ(integer(v, "meta_info", "completion_tokens"), 0);
 }
 
+// However full the object is whose fields are copied: adding to it moves what it holds.
+TEST(Native, FieldsInCommonWithOtherCallsAreReadFromObjectsOfAnySize) {
+  Harness h;
+  const std::string value(32, 'v');
+  std::string more;
+  for (int i = 0; i < 24; ++i) {
+    const Reply reply =
+        h.post("/generate", R"({"text":"x","stream":")" + value + "\"" + more + "}");
+    EXPECT_EQ(reply.status, 400);
+    EXPECT_NE(reply.body.find(value), std::string::npos) << reply.body;
+    more += ",\"unknown" + std::to_string(i) + "\":1";
+  }
+}
+
 TEST(Native, Batches) {
   Harness h;
   h.engine->set_script([](const engine::EngineRequest& r, int) { return r.prompt.back(); });
