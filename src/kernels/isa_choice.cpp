@@ -50,7 +50,7 @@ class TimedProduct {
 /// The set that wins float or int8 products by more than it loses the others. Sets take turns, so
 /// that a busy moment meets all of them.
 Isa time_isas(std::span<const Isa> isas, const PackOptions& options, platform::ThreadPool& pool) {
-  constexpr int kTurns = 24;  // the first ones warm caches and clocks up; 5 ms in all
+  constexpr int kTurns = 24;  // the first ones warm caches and clocks up; about 4 ms in all
   std::vector<TimedProduct> products;
   for (const Isa isa : isas) {
     for (const DType dtype : {DType::kBF16, DType::kQ8_0}) {

@@ -5,8 +5,9 @@
 
 namespace capstan::kernels {
 
-/// The fastest of supported_isas() by a short timing (5 ms). Timed once per process and options:
-/// all that a process computes is rounded alike. Safe to call from several threads at once.
+/// The fastest of supported_isas() by a short timing (about 4 ms). Timed once per process and
+/// options: all that a process computes is rounded alike. Safe to call from several threads at
+/// once.
 Isa fastest_isa(const PackOptions& options, platform::ThreadPool& pool);
 
 }  // namespace capstan::kernels

@@ -3,8 +3,8 @@
 // over a block, times the block's scale, summed; minima by vpdpwssd; then one FMA each. With a
 // scale per 32 activations, as the other formats have it, every block takes two or three FMAs of
 // the ports that vpdpbusd needs: at 32 rows on Zen 4 Q4_K reaches 67% of the INT8 peak instead of
-// 62%, Q6_K 59% instead of 55%. The rounding error of activations is 1.4 times as large, an eighth
-// of the weights'.
+// 62%, Q6_K 59% instead of 55%. The price: activations are rounded
+// more coarsely, by how much depends on their outliers (not measured on a trained model).
 #include "kernels/avx512/linear_avx512.h"
 
 namespace capstan::kernels::avx512 {
