@@ -62,7 +62,10 @@ class PanelWeight : public LinearWeight {
 ///   products with uint8 weights fit 16 bits; float scale; four start values as above (offset 128),
 ///   each over eight elements, at kPairedInit.
 /// kXSuper: per row and 256 elements one record of kXSuperRecord bytes: int8 q[256]; float scale;
-///   int16 sums of q over 32 each; int32 -32 times the sums of q over 16 each.
+///   int16 sums of q over 32 each; int32 -32 times the sums of q over 16 each. The largest of q is
+///   127 or, where that is less, the largest sum of |x| over 32 is kSuperBlockSum, so that products
+///   with quants up to 15 fit 16 bits when summed over 32: 15 * (2144 + 32 / 2) = 32,400. That
+///   bounds the mean of |q| by 67, normal values' is 35: it concerns blocks that have no outliers.
 /// Records of the rows of a tile are interleaved: block 0 of each row, block 1 of each row, ...
 /// kXScaled: floats times 2^64, rows of k behind each other.
 enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4, kXScaled = 8, kXSuper = 16 };
@@ -75,6 +78,7 @@ inline constexpr int kInit32 = 48;      // and 52
 inline constexpr int kPairedInit = 36;  // to 51; scale at kXScale
 inline constexpr int kXSuperRecord = 384;
 inline constexpr int kSuperScale = 256;
+inline constexpr float kSuperBlockSum = 2144;
 inline constexpr int kSuperSums = 288;    // to 303
 inline constexpr int kSuperInit32 = 320;  // to 383
 

@@ -207,7 +207,8 @@ inline std::vector<float> run(const Packed& packed, int64_t m, int threads, int6
 }
 
 /// What the integer kernels make of activations (see XForm): each block of 32, or of 256, rounded
-/// to a multiple of its largest magnitude, or largest sum of two neighbours', over 127 or 126.
+/// to a multiple of its largest magnitude, or largest sum of two neighbours', over 127 or 126; or
+/// of its largest sum of 32 magnitudes over kSuperBlockSum.
 inline std::vector<float> rounded(std::vector<float> x, XForm form) {
   if (form == kXFloat) return x;
   const bool paired = form == kXPaired;
@@ -216,7 +217,13 @@ inline std::vector<float> rounded(std::vector<float> x, XForm form) {
     float max = 0;
     for (size_t i = b; i < b + block; i += paired ? 2 : 1)
       max = std::max(max, std::fabs(x[i]) + (paired ? std::fabs(x[i + 1]) : 0));
-    const float limit = paired ? 126 : 127, inverse = limit / max, scale = max / limit;
+    const float limit = paired ? 126 : 127;
+    float inverse = limit / max, scale = max / limit;
+    for (size_t i = b; form == kXSuper && i < b + block; i += 32) {
+      float sum = 0;
+      for (size_t j = i; j < i + 32; ++j) sum += std::fabs(x[j]);
+      if (sum / scale > kSuperBlockSum) scale = sum / kSuperBlockSum, inverse = 1 / scale;
+    }
     for (size_t i = b; i < b + block; ++i) x[i] = std::nearbyint(x[i] * inverse) * scale;
   }
   return x;

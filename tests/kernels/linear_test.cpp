@@ -147,6 +147,38 @@ TEST(Linear, EpiloguesAndBiases) {
   }
 }
 
+// The largest quants times activations of one size: the largest sums that a kernel ever adds up.
+TEST(Linear, DenseActivationsAndLargestQuants) {
+  const int64_t k = 512, n = 16;
+  for (DType dtype : {DType::kQ4_0, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K}) {
+    const Matrix w(dtype, n, k, 1);
+    std::vector<double> row_sums(n, 0.0);
+    if (dtype == DType::kQ4_K) {
+      auto* block = const_cast<std::byte*>(w.view.data);
+      for (int64_t b = 0; b < n * k / 256; ++b) std::memset(block + 144 * b + 16, 0xff, 128);
+    }
+    const std::vector<float> values = w.values();
+    for (int64_t i = 0; i < n * k; ++i)
+      row_sums[static_cast<size_t>(i / k)] += static_cast<double>(values[static_cast<size_t>(i)]);
+    platform::ThreadPool pool(1, false);
+    for (Isa isa : linear_test::runnable_isas()) {
+      const Packed packed(isa, {&w, 1});
+      for (float size : {1.0f, -3.0f}) {
+        std::vector<float> x(5 * k, size);
+        std::vector<float> y(5 * n);
+        linear_test::run_product(
+            isa, {{x.data(), 5, k, k}, packed.weight.get(), {y.data(), 5, n, n}, Epilogue::kStore},
+            pool);
+        for (size_t i = 0; i < y.size(); ++i) {
+          const double want = static_cast<double>(size) * row_sums[i % n];
+          EXPECT_NEAR(static_cast<double>(y[i]), want, 1e-4 * std::fabs(want) + 1e-3)
+              << isa_label(isa) << " " << dtype_info(dtype).name << " row " << i / n;
+        }
+      }
+    }
+  }
+}
+
 TEST(Linear, SwiGluOfExtremeGates) {
   const int64_t k = 8;
   for (Isa isa : linear_test::runnable_isas()) {

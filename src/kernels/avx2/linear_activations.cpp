@@ -97,40 +97,7 @@ inline void paired_record(const float* x, std::byte* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out + kPairedInit), _mm256_castsi256_si128(even));
 }
 
-inline void super_record(const float* x, std::byte* out) {
-  __m256 magnitudes = _mm256_setzero_ps();
-  for (int i = 0; i < 256; i += 8)
-    magnitudes = larger(magnitudes, magnitude(_mm256_loadu_ps(x + i)));
-  const float max = largest(magnitudes, magnitudes);
-  const __m256i ones = _mm256_set1_epi16(1), bytes_of_one = _mm256_set1_epi8(1);
-  for (int b = 0; b < 8; ++b) {
-    __m256 v[4];
-    load_block(x + 32 * b, v);
-    __m256i bytes;
-    put_float(out + kSuperScale, round_block(v, max, 127.0f, bytes));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * b), bytes);
-    const __m256i sums = _mm256_madd_epi16(_mm256_maddubs_epi16(bytes_of_one, bytes), ones);
-    const auto half = [](__m128i s) {
-      s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-      return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-    };
-    const int first = half(_mm256_castsi256_si128(sums));
-    const int second = half(_mm256_extracti128_si256(sums, 1));
-    const auto sum = static_cast<int16_t>(first + second);
-    const int start[2] = {-32 * first, -32 * second};
-    __builtin_memcpy(out + kSuperSums + 2 * b, &sum, sizeof sum);
-    __builtin_memcpy(out + kSuperInit32 + 8 * b, start, sizeof start);
-  }
-}
-
 }  // namespace
-
-void quantise_super(const float* x, int64_t stride, int64_t k, int rows, std::byte* out) {
-  for (int r = 0; r < rows; ++r) {
-    for (int64_t b = 0; b < k / 256; ++b)
-      super_record(x + r * stride + b * 256, out + (b * rows + r) * kXSuperRecord);
-  }
-}
 
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out) {
   for (int r = 0; r < rows; ++r) {

@@ -16,7 +16,6 @@ PanelKernel widened_panel_kernel(DType dtype);
 void fp8_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc);
 
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
-void quantise_super(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void quantise_paired(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void scale_rows(const float* x, int64_t stride, int64_t k, int rows, float* out);
 void store(const float* acc, const float* bias, int rows, int columns, bool add, float* y,

@@ -102,14 +102,10 @@ XForm x_form(DType dtype, bool quantise_activations) {
 }  // namespace
 
 const LinearKernels& avx2_linear_kernels() {
-  static constexpr LinearKernels kernels = {x_form,
-                                            panel_kernel,
-                                            avx2::quantise_int8,
-                                            avx2::quantise_paired,
-                                            avx2::quantise_super,
-                                            avx2::scale_rows,
-                                            avx2::store,
-                                            avx2::store_swiglu};
+  static constexpr LinearKernels kernels = {
+      x_form,           panel_kernel, avx2::quantise_int8, avx2::quantise_paired,
+      nullptr,  // no kXSuper
+      avx2::scale_rows, avx2::store,  avx2::store_swiglu};
   return kernels;
 }
 

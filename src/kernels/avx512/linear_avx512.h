@@ -38,6 +38,7 @@ inline __m512 broadcast_float(const std::byte* p) {
 // loading one costs no arithmetic.
 inline constexpr int kInit128 = 56;
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
+void quantise_super(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 
 // acc += q * four activations, broadcast. Assembly, because GCC 12 broadcasts into a register first
 // and copies the sums: 1% (Q8_0), 2% (Q4_K) and 6% (Q4_0) at 512 rows, one run.

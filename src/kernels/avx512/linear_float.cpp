@@ -164,6 +164,7 @@ const LinearKernels& avx512_linear_kernels() {
     k.panel = panel_kernel;
     k.x_form = x_form;
     k.quantise_int8 = avx512::quantise_int8;
+    k.quantise_super = avx512::quantise_super;
     return k;
   }();
   return kernels;

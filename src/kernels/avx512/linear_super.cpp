@@ -5,130 +5,318 @@
 // the ports that vpdpbusd needs: at 32 rows on Zen 4 Q4_K reaches 67% of the INT8 peak instead of
 // 62%, Q6_K 59% instead of 55%. The price: activations are rounded
 // more coarsely, by how much depends on their outliers (not measured on a trained model).
+#include <algorithm>
+#include <type_traits>
+
 #include "kernels/avx512/linear_avx512.h"
 
 namespace capstan::kernels::avx512 {
 
 namespace {
 
-// What a header says, as integers: the scale of each block (or half of one) and the minima in pairs
-// of int16.
+// What a header says, as integers.
 template <class F>
 struct SuperHeader {
   const std::byte* at;
 
+  void read(const std::byte* header) { at = header; }
   __m512i scale(int j, int h) const { return sub_scale(at, j, h); }
 };
 
+// Two vectors of bytes, 0..127, as pairs of int16.
+inline __m512i pairs_of(__m128i low, __m128i high) {
+  const __m256i first = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(low, high));
+  const __m256i second = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(low, high));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+// Minima of the eight blocks in pairs of int16; scales too for Q4_K.
 template <int kHighBits>
 struct SuperHeader<SuperFormat<kHighBits>> {
-  __m512i scales[8];
+  __m512i scales[kHighBits == 0 ? 4 : 8];
   __m512i minima[4];
 
-  explicit SuperHeader(const std::byte* header) {
+  void read(const std::byte* header) {
     const auto byte = [&](int i) {
       return _mm_loadu_si128(reinterpret_cast<const __m128i*>(header + 64 + 16 * i));
     };
     const __m128i low6 = _mm_set1_epi8(63), low4 = _mm_set1_epi8(15), bits45 = _mm_set1_epi8(48);
-    __m512i min[8];
+    __m128i scale[8], min[8];
     for (int j = 0; j < 4; ++j) {
       const __m128i a = byte(j), b = byte(j + 4), c = byte(j + 8);
       const __m128i a_top = _mm_and_si128(_mm_srli_epi16(a, 2), bits45);
       const __m128i b_top = _mm_and_si128(_mm_srli_epi16(b, 2), bits45);
       const __m128i c_high = _mm_and_si128(_mm_srli_epi16(c, 4), low4);
-      scales[j] = _mm512_cvtepu8_epi32(_mm_and_si128(a, low6));
-      scales[j + 4] = _mm512_cvtepu8_epi32(_mm_or_si128(_mm_and_si128(c, low4), a_top));
-      min[j] = _mm512_cvtepu8_epi32(_mm_and_si128(b, low6));
-      min[j + 4] = _mm512_cvtepu8_epi32(_mm_or_si128(c_high, b_top));
+      scale[j] = _mm_and_si128(a, low6);
+      scale[j + 4] = _mm_or_si128(_mm_and_si128(c, low4), a_top);
+      min[j] = _mm_and_si128(b, low6);
+      min[j + 4] = _mm_or_si128(c_high, b_top);
     }
-    for (int p = 0; p < 4; ++p)
-      minima[p] = _mm512_or_si512(min[2 * p], _mm512_slli_epi32(min[2 * p + 1], 16));
+    for (int p = 0; p < 4; ++p) {
+      minima[p] = pairs_of(min[2 * p], min[2 * p + 1]);
+      if constexpr (kHighBits == 0) {
+        scales[p] = pairs_of(scale[2 * p], scale[2 * p + 1]);
+      } else {
+        scales[2 * p] = _mm512_cvtepu8_epi32(scale[2 * p]);
+        scales[2 * p + 1] = _mm512_cvtepu8_epi32(scale[2 * p + 1]);
+      }
+    }
   }
   __m512i scale(int j, int) const { return scales[j]; }
 };
 
-// sum[r] of R rows += block j of a super-block. Magnitudes: 127 * 31 * 32 * 63 (Q5_K) or
-// 127 * 32 * 16 * 128 (Q6_K) a block and half, eight or sixteen of which fit 32 bits.
-template <class F, int R>
-inline void block_product(const SuperHeader<F>& header, const std::byte* block, int j,
-                          const std::byte* const x[R], __m512i sum[R]) {
+// Records of a super-block: those of T tiles of R rows.
+template <int R, int T>
+struct Records {
+  const std::byte* tile[T];
+
+  Records(const std::byte* x, int64_t tile_bytes) {
+    for (int t = 0; t < T; ++t) tile[t] = x + t * tile_bytes;
+  }
+  const std::byte* operator[](int r) const { return tile[r / R] + r % R * kXSuperRecord; }
+};
+
+// part[r] of R rows = the products of 32/kSub elements of a block from `first` on.
+template <class F, int R, bool kFirst, class X>
+inline void dot_products(const std::byte* block, int h, const X& x, int64_t at, int64_t start,
+                         __m512i part[R]) {
+  constexpr int kChains = chains(R);
+  __m512i second[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    part[r] = start < 0 ? _mm512_setzero_si512() : broadcast32(x[r] + start);
+    if constexpr (kChains == 2) second[r] = _mm512_setzero_si512();
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8 / F::kSub; ++i) {
+    const int half = F::kSub == 2 ? h : i & 1, t = F::kSub == 2 ? i : i >> 1;
+    if (kFirst && (h == 0 ? i : i + 4) < F::kBlock / 64)
+      prefetch(block + kAhead + 64 * (4 * h + i), 64);
+    const __m512i q = quants<F>(block, half, t);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      mac(kChains == 2 && i % 2 == 1 ? second[r] : part[r], q, x[r] + at + 16 * half + 4 * t);
+  }
+  if constexpr (kChains == 2) {
+    for (int r = 0; r < R; ++r) part[r] = _mm512_add_epi32(part[r], second[r]);
+  }
+}
+
+// sum[r] of R rows += block j and, Q4_K, j + 1 of a super-block. Magnitudes: 127 * 31 * 32 * 63
+// (Q5_K) or 127 * 32 * 16 * 128 (Q6_K) a block and half, eight or sixteen of which fit 32 bits.
+template <class F, int R, bool kFirst, class X>
+inline void block_product(const SuperHeader<F>& header, const std::byte* block, int j, const X& x,
+                          __m512i sum[R]) {
+  if constexpr (std::is_same_v<F, Q4_K>) {
+    // One vpdpwssd for two blocks, whose sums fit 16 bits as a record's activations are rounded.
+    __m512i even[R], odd[R];
+    dot_products<F, R, kFirst>(block, 0, x, 32 * j, -1, even);
+    dot_products<F, R, kFirst>(block + F::kBlock, 0, x, 32 * j + 32, -1, odd);
+    const __m512i scales = header.scales[j / 2];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const __m512i both =
+          _mm512_mask_blend_epi16(0xaaaaaaaa, even[r], _mm512_slli_epi32(odd[r], 16));
+      sum[r] = _mm512_dpwssd_epi32(sum[r], both, scales);
+    }
+  } else {
 #pragma GCC unroll 2
-  for (int h = 0; h < F::kSub; ++h) {
-    constexpr int kChains = chains(R);
-    __m512i part[R][kChains];
+    for (int h = 0; h < F::kSub; ++h) {
+      __m512i part[R];
+      dot_products<F, R, kFirst>(block, h, x, 32 * j,
+                                 F::kOffset == 0 ? -1 : kSuperInit32 + 4 * (2 * j + h), part);
+      const __m512i scale = header.scale(j, h);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      part[r][0] = F::kOffset == 0 ? _mm512_setzero_si512()
-                                   : broadcast32(x[r] + kSuperInit32 + 4 * (2 * j + h));
-      for (int c = 1; c < kChains; ++c) part[r][c] = _mm512_setzero_si512();
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8 / F::kSub; ++i) {
-      const int half = F::kSub == 2 ? h : i & 1, t = F::kSub == 2 ? i : i >> 1;
-      const __m512i q = quants<F>(block, half, t);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) mac(part[r][i % kChains], q, x[r] + 32 * j + 16 * half + 4 * t);
-    }
-    const __m512i scale = header.scale(j, h);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const __m512i whole = sum_of<kChains>(part[r]);
-      sum[r] = _mm512_add_epi32(sum[r], _mm512_mullo_epi32(whole, scale));
+      for (int r = 0; r < R; ++r)
+        sum[r] = _mm512_add_epi32(sum[r], _mm512_mullo_epi32(part[r], scale));
     }
   }
 }
 
-// The whole panel for T tiles of R rows.
-template <class F, int R, int T = 1>
-void tiles(const std::byte* panel, int64_t k, const std::byte* x, float* out) {
+// Sums of rows, in registers or in memory.
+template <int R>
+struct Sums {
+  __m512 v[R];
+
+  __m512 get(int r) const { return v[r]; }
+  void set(int r, __m512 sum) { v[r] = sum; }
+};
+struct StoredSums {
+  float* out;
+
+  __m512 get(int r) const { return _mm512_loadu_ps(out + r * kPanelColumns); }
+  void set(int r, __m512 sum) const { _mm512_storeu_ps(out + r * kPanelColumns, sum); }
+};
+
+// acc[r] of T tiles of R rows += a super-block; x is the first row's record of it. kFirst: these
+// weights have not been read before.
+template <class F, int R, int T, bool kFirst, class Acc>
+inline void super_block(const SuperHeader<F>& header, const std::byte* panel, const std::byte* x,
+                        int64_t tile_bytes, Acc&& acc) {
   constexpr int kRows = R * T;
-  const int64_t tile_bytes = R * (k / 256) * kXSuperRecord;
-  __m512 acc[kRows];
-  for (int r = 0; r < kRows; ++r) acc[r] = _mm512_setzero_ps();
-  for (int64_t g = 0; g < k / 256; ++g, x += R * kXSuperRecord) {
-    const SuperHeader<F> header{panel};
-    const std::byte* rows[kRows];
-    for (int r = 0; r < kRows; ++r) rows[r] = x + r / R * tile_bytes + r % R * kXSuperRecord;
-    __m512i sum[kRows];
-    for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_si512();
-    for (int j = 0; j < 8; ++j) {
-      const std::byte* block = panel + F::kHeader + j * F::kBlock;
-      prefetch(block + kAhead, F::kBlock);
-      block_product<F, kRows>(header, block, j, rows, sum);
-    }
-    const __m512 d = load_half16(panel);
+  const Records<R, T> rows{x, tile_bytes};
+  __m512i sum[kRows];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512 x_scale = broadcast_float(rows[r] + kSuperScale);
-      acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r]), _mm512_mul_ps(d, x_scale), acc[r]);
-      if constexpr (F::kMin) {
-        __m512i m = _mm512_setzero_si512();
+  for (int r = 0; r < kRows; ++r) sum[r] = _mm512_setzero_si512();
+  constexpr int kStep = std::is_same_v<F, Q4_K> ? 2 : 1;
+  for (int j = 0; j < 8; j += kStep)
+    block_product<F, kRows, kFirst>(header, panel + F::kHeader + j * F::kBlock, j, rows, sum);
+  const __m512 d = load_half16(panel);
+  const __m512 d_min = F::kMin ? load_half16(panel + 32) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    __m512 whole = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r]), d);
+    if constexpr (F::kMin) {
+      __m512i m = _mm512_setzero_si512();
 #pragma GCC unroll 4
-        for (int p = 0; p < 4; ++p)
-          m = _mm512_dpwssd_epi32(m, header.minima[p], broadcast32(rows[r] + kSuperSums + 4 * p));
-        acc[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m),
-                                  _mm512_mul_ps(load_half16(panel + 32), x_scale), acc[r]);
-      }
+      for (int p = 0; p < 4; ++p)
+        m = _mm512_dpwssd_epi32(m, header.minima[p], broadcast32(rows[r] + kSuperSums + 4 * p));
+      whole = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(m), d_min, whole);
     }
-    panel += F::kHeader + 8 * F::kBlock;
+    acc.set(r, _mm512_fmadd_ps(whole, broadcast_float(rows[r] + kSuperScale), acc.get(r)));
   }
-  for (int r = 0; r < kRows; ++r) _mm512_storeu_ps(out + r * kPanelColumns, acc[r]);
 }
 
 template <class F>
+constexpr int64_t kSuperBytes = F::kHeader + 8 * F::kBlock;
+
+// Less than a tile, the whole panel.
+template <class F, int R>
+[[gnu::noinline]] void few_rows(const std::byte* panel, int64_t k, const std::byte* x, float* out) {
+  Sums<R> acc;
+  for (int r = 0; r < R; ++r) acc.v[r] = _mm512_setzero_ps();
+  for (int64_t g = 0; g < k / 256; ++g, x += R * kXSuperRecord, panel += kSuperBytes<F>) {
+    SuperHeader<F> header;
+    header.read(panel);
+    super_block<F, R, 1, true>(header, panel, x, 0, acc);
+  }
+  for (int r = 0; r < R; ++r) _mm512_storeu_ps(out + r * kPanelColumns, acc.v[r]);
+}
+
+// T tiles of four rows, one super-block.
+template <class F, int T, bool kFirst>
+[[gnu::noinline]] void some_tiles(SuperHeader<F>& header, const std::byte* panel,
+                                  const std::byte* x, int64_t tile_bytes, float* out) {
+  if constexpr (kFirst) {
+    prefetch(panel + kAhead, F::kHeader);
+    header.read(panel);
+  }
+  super_block<F, 4, T, kFirst>(header, panel, x, tile_bytes, StoredSums{out});
+}
+
+// All tiles take a super-block before the next one's turn, so that its header is read once.
+template <class F>
 void super_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
-  const std::byte* x = chunk.super;
   const int64_t tile_bytes = 4 * (k / 256) * kXSuperRecord;
-  for (; rows >= 8; rows -= 8, x += 2 * tile_bytes, acc += 8 * kPanelColumns)
-    tiles<F, 4, 2>(panel, k, x, acc);
-  for (; rows >= 4; rows -= 4, x += tile_bytes, acc += 4 * kPanelColumns)
-    tiles<F, 4>(panel, k, x, acc);
-  if (rows == 3) tiles<F, 3>(panel, k, x, acc);
-  if (rows == 2) tiles<F, 2>(panel, k, x, acc);
-  if (rows == 1) tiles<F, 1>(panel, k, x, acc);
+  const int tiles = rows / 4;
+  std::fill(acc, acc + 4 * tiles * kPanelColumns, 0.0f);
+  SuperHeader<F> header;
+  for (int64_t g = 0; tiles > 0 && g < k / 256; ++g) {
+    const std::byte* at = panel + g * kSuperBytes<F>;
+    const std::byte* x = chunk.super + g * 4 * kXSuperRecord;
+    if (tiles == 1) {
+      some_tiles<F, 1, true>(header, at, x, tile_bytes, acc);
+      continue;
+    }
+    some_tiles<F, 2, true>(header, at, x, tile_bytes, acc);
+    int t = 2;
+    for (; t + 2 <= tiles; t += 2)
+      some_tiles<F, 2, false>(header, at, x + t * tile_bytes, tile_bytes,
+                              acc + 4 * t * kPanelColumns);
+    if (t < tiles)
+      some_tiles<F, 1, false>(header, at, x + t * tile_bytes, tile_bytes,
+                              acc + 4 * t * kPanelColumns);
+  }
+  const std::byte* x = chunk.super + tiles * tile_bytes;
+  acc += 4 * tiles * kPanelColumns;
+  if (rows % 4 == 3) few_rows<F, 3>(panel, k, x, acc);
+  if (rows % 4 == 2) few_rows<F, 2>(panel, k, x, acc);
+  if (rows % 4 == 1) few_rows<F, 1>(panel, k, x, acc);
+}
+
+inline float largest_of(__m512i floats) {
+  const __m256i m =
+      _mm256_max_epu32(_mm512_castsi512_si256(floats), _mm512_extracti64x4_epi64(floats, 1));
+  __m128i h = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+  h = _mm_max_epu32(h, _mm_shuffle_epi32(h, 0x4e));
+  return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(h, _mm_shuffle_epi32(h, 0xb1))));
+}
+
+inline __m512 neighbours(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+
+// The largest of the sums of eight vectors of 16.
+inline float largest_sum(const __m512 v[8]) {
+  __m512 four[4];
+  __m128 two[2];
+  for (int i = 0; i < 4; ++i) four[i] = neighbours(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = _mm512_castps_pd(four[2 * i]), b = _mm512_castps_pd(four[2 * i + 1]);
+    const __m512i lanes = _mm512_castps_si512(_mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b))));
+    const __m256 sum = _mm256_add_ps(_mm256_castsi256_ps(_mm512_castsi512_si256(lanes)),
+                                     _mm256_castsi256_ps(_mm512_extracti64x4_epi64(lanes, 1)));
+    two[i] = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+  }
+  __m128 m = _mm_max_ps(two[0], two[1]);
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+}
+
+// Activations whose largest magnitude is below this count as zero.
+constexpr float kTiny = 1e-30f;
+
+// A record of kXSuper.
+inline void super_record(const float* x, std::byte* out) {
+  __m512i largest = _mm512_setzero_si512();  // as integers, because then NaN is above all
+  __m512 sums[8];
+  for (int b = 0; b < 8; ++b) {
+    const __m512 first = _mm512_abs_ps(_mm512_loadu_ps(x + 32 * b));
+    const __m512 second = _mm512_abs_ps(_mm512_loadu_ps(x + 32 * b + 16));
+    sums[b] = _mm512_add_ps(first, second);
+    largest = _mm512_max_epu32(
+        largest, _mm512_max_epu32(_mm512_castps_si512(first), _mm512_castps_si512(second)));
+  }
+  const float max = largest_of(largest), sum = largest_sum(sums);
+  float factor = max < kTiny ? 0 : 127.0f / max, scale = max < kTiny ? 0 : max / 127.0f;
+  if (factor * sum > kSuperBlockSum) {
+    factor = kSuperBlockSum / sum;
+    scale = sum / kSuperBlockSum;
+  }
+  const __m512 inverse = _mm512_set1_ps(factor);
+  __builtin_memcpy(out + kSuperScale, &scale, sizeof scale);
+  __m512i four[4];  // sums of four: dword 4l + i of four[v] is of elements 64v + 16l + 4i
+  for (int v = 0; v < 4; ++v) {
+    for (int i = 64 * v; i < 64 * (v + 1); i += 16) {
+      const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtsepi32_epi8(q));
+    }
+    four[v] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), load(out + 64 * v));
+  }
+  const auto add_pairs = [](__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  };
+  const __m512i a = add_pairs(four[0], four[1]), b = add_pairs(four[2], four[3]);
+  const __m512i lanes = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  const __m512i of16 = _mm512_permutexvar_epi32(
+      _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), lanes);
+  const __m256i of32 = _mm512_cvtepi64_epi32(_mm512_add_epi32(of16, _mm512_srli_epi64(of16, 32)));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(out + kSuperSums),
+      _mm_packs_epi32(_mm256_castsi256_si128(of32), _mm256_extracti128_si256(of32, 1)));
+  _mm512_storeu_si512(out + kSuperInit32,
+                      _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(of16, 5)));
 }
 
 }  // namespace
+
+void quantise_super(const float* x, int64_t stride, int64_t k, int rows, std::byte* out) {
+  for (int r = 0; r < rows; ++r) {
+    for (int64_t b = 0; b < k / 256; ++b)
+      super_record(x + r * stride + b * 256, out + (b * rows + r) * kXSuperRecord);
+  }
+}
 
 PanelKernel super_panel_kernel(DType dtype) {
   switch (dtype) {
