@@ -25,8 +25,9 @@ namespace capstan::comm::testing {
 
 using namespace std::chrono_literals;
 
-/// Nothing here may hang; a limit that no slow machine reaches.
-inline constexpr auto kHang = 60s;
+/// Nothing here may hang; a limit that no slow machine reaches, nor one that stops this process for
+/// a minute to measure something else.
+inline constexpr auto kHang = 300s;
 
 /// The logger is made before there are threads: the library is not instrumented, so ThreadSanitizer
 /// would take its making on first use for a race.
@@ -171,6 +172,32 @@ class RawClient {
  private:
   Fd fd_;
 };
+
+/// A node that asks to join and then does nothing of its own: after this, node 0 has decided on it.
+/// `answer`: what node 0 said.
+inline ControlLink join_by_hand(const GroupConfig& config, const std::string& host, Frame* answer) {
+  const Stop never = [] { return false; };
+  RawClient client(parse_host_port(config.dist_init_addr)->port);
+  const Status opened =
+      open_as_client(client.fd(), Purpose::kControl,
+                     control_key(config.token, config.dist_init_addr), Clock::now() + kHang, never);
+  EXPECT_TRUE(opened.ok()) << (opened.ok() ? "" : opened.error().message);
+  ControlLink link = client.as_link();
+  link.send(MessageType::kJoin, encode(Join{config.node, host, all_facts(config)}));
+  const Result<Frame> said = link.wait(Clock::now() + kHang, never);
+  EXPECT_TRUE(said.ok()) << (said.ok() ? "" : said.error().message);
+  if (said.ok()) *answer = *said;
+  return link;
+}
+
+/// The first message of this type; others are skipped. Its body is empty when the link ends.
+inline Frame wait_for_frame(ControlLink& link, MessageType type) {
+  while (true) {
+    Result<Frame> frame = link.wait(Clock::now() + kHang, [] { return false; });
+    if (!frame.ok()) return Frame();
+    if (frame->type == type) return *frame;
+  }
+}
 
 /// Catches the end of a group.
 class EndWatcher {

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <poll.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 
+#include <csignal>
 #include <cstring>
 #include <future>
 
@@ -13,6 +16,22 @@
 #include "comm/ucx_worker.h"
 
 namespace capstan::comm::testing {
+
+/// Runs `body` in a process of its own. A worker to which strangers came is leaked (ucx_worker.h),
+/// and in children of a process that has one UCX does not work: its thread is not there.
+inline void in_a_process(const std::function<void()>& body) {
+  const pid_t parent = getpid();
+  const pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() == parent) body();
+    std::fflush(nullptr);
+    _exit(::testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
 
 /// A worker of UCX, and all that comes to it.
 class UcxPeer : public UcxHandler {
@@ -72,13 +91,15 @@ class UcxPeer : public UcxHandler {
 /// Rank 0 of two nodes is real, node 1 is played.
 class UcxPlayed : public ::testing::Test {
  protected:
-  void SetUp() override {
+  void SetUp() override { begin(); }
+  void TearDown() override { end(); }
+
+  void begin() {
     links_ = make_links(Way::kUcx, 2);
     topologies_ = {topology_of({Way::kUcx, 2, 1}, 0, ""), topology_of({Way::kUcx, 2, 1}, 1, "")};
     peer_ = std::make_unique<UcxPeer>();
-    real_ = std::async(std::launch::async, [this, links = links_[0]] {
-      return make_group(topologies_[0], links);
-    });
+    real_ = std::async(std::launch::async,
+                       [this, links = links_[0]] { return make_group(topologies_[0], links); });
     ASSERT_TRUE(greet(topologies_[1], links_[1]).ok());
     tell("", Writer().number(peer_->worker().secret()).text(peer_->address()).take());
     hear();
@@ -90,9 +111,11 @@ class UcxPlayed : public ::testing::Test {
     tell("", "");
     hear();
   }
-  void TearDown() override {
+  void end() {
     rank_ = nullptr;
-    close(link().fd);
+    if (!links_.empty()) close(link().fd);
+    links_.clear();
+    peer_ = nullptr;
   }
 
   const NodeLink& link() const { return links_[1][0]; }
@@ -148,19 +171,18 @@ class UcxPlayed : public ::testing::Test {
   std::future<std::string> begin_sum(size_t count = 4) {
     return std::async(std::launch::async, [this, count] {
       sum_.assign(count, 1.0f);
-      const Status s =
-          rank_->all_reduce(sum_.data(), static_cast<int64_t>(count), DType::kF32);
+      const Status s = rank_->all_reduce(sum_.data(), static_cast<int64_t>(count), DType::kF32);
       return s.ok() ? std::string() : s.error().message;
     });
   }
-  std::string end(std::future<std::string> sum) {
+  std::string end_of(std::future<std::string> sum) {
     EXPECT_TRUE(wait_until([&] {
       peer_->worker().progress();
       return sum.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
     }));
     return sum.get();
   }
-  std::string sum(size_t count = 4) { return end(begin_sum(count)); }
+  std::string sum(size_t count = 4) { return end_of(begin_sum(count)); }
 
   std::vector<std::vector<NodeLink>> links_;
   std::vector<Topology> topologies_;
@@ -170,6 +192,20 @@ class UcxPlayed : public ::testing::Test {
   std::string address_, message_, error_;
   uint64_t secret_ = 0;
   std::vector<float> sum_;
+};
+
+/// The same, with strangers.
+class UcxStrangers : public UcxPlayed {
+ protected:
+  void SetUp() override {}
+  void TearDown() override {}
+  void play(const std::function<void()>& body) {
+    in_a_process([&] {
+      begin();
+      if (!HasFailure()) body();
+      end();
+    });
+  }
 };
 
 }  // namespace capstan::comm::testing
