@@ -1,6 +1,7 @@
 // Groups of several nodes in threads of one process, over real sockets on the loopback.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -9,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -33,12 +35,23 @@ inline constexpr auto kHang = 300s;
 /// would take its making on first use for a race.
 inline const bool kLoggerIsMade = init_logging("info").ok();
 
-/// A port that is free, below those that the kernel gives to outgoing connections, and not soon
-/// asked for by another test process.
+/// One byte of it for each port, locked by the test process that uses the port, until its end.
+inline const int kPortLocks =
+    open((std::filesystem::temp_directory_path() / "capstan_test_ports").c_str(),
+         O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+
+/// A port that is free, below those that the kernel gives to outgoing connections, and no other
+/// test process's: their groups have the same secret, and nodes would join the wrong one.
 inline uint16_t free_port() {
   static std::atomic<int> next{static_cast<int>(getpid()) * 101};
   while (true) {
     const auto port = static_cast<uint16_t>(10000 + next++ % 20000);
+    struct flock mine {};
+    mine.l_type = F_WRLCK;
+    mine.l_whence = SEEK_SET;
+    mine.l_start = port;
+    mine.l_len = 1;
+    if (kPortLocks >= 0 && fcntl(kPortLocks, F_SETLK, &mine) != 0) continue;
     if (listen_on(nullptr, port).ok()) return port;
   }
 }
