@@ -315,7 +315,8 @@ Result<Formed> Leader::run() {
     }
     poll(fds.data(), fds.size(), 50);
     const TimePoint now = Clock::now();
-    clock_.tick(now);
+    const Duration slept = clock_.tick(now);
+    if (first_joined_) *first_joined_ += slept;
     for (Arrival& arrival : acceptor_.advance(now)) {
       if (!error_) admit(std::move(arrival), now);
     }

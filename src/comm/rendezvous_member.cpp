@@ -127,9 +127,13 @@ Result<Formed> Member::wait_for_start(ControlLink link, const std::string& leade
     link.send(MessageType::kHeartbeat, body);
     Result<Frame> frame = link.wait(Clock::now() + config_.heartbeat_interval, stop);
     const TimePoint now = Clock::now();
-    clock.tick(now);
+    // Node 0, which slept as well, must not find this one gone.
+    *first_welcome_ += clock.tick(now);
     if (!frame.ok()) {
-      if (frame.error().code == ErrorCode::kAborted) return frame.error();
+      if (frame.error().code == ErrorCode::kAborted) {
+        if (stop()) return frame.error();
+        continue;
+      }
       const std::string who = describe_node(0, leader_host);
       if (!link.open()) {
         return unavailable(who + " went away before the group was complete: " + link.broken());

@@ -40,12 +40,12 @@ TEST_F(GroupProcessTest, ALeaderThatWasStoppedTakesItsSleepForNobodysSilence) {
   begin(3, 1, 5000);
   EXPECT_FALSE(nodes_[0]->line_with("joined from").empty());
   // As a machine that is suspended, for longer than the heartbeat's limit.
-  nodes_[1]->signal(SIGSTOP);
-  nodes_[0]->signal(SIGSTOP);
+  nodes_[1]->hold();
+  nodes_[0]->hold();
   std::this_thread::sleep_for(5500ms);
-  nodes_[0]->signal(SIGCONT);
+  nodes_[0]->go_on();
   std::this_thread::sleep_for(100ms);  // it looks before node 1 speaks
-  nodes_[1]->signal(SIGCONT);
+  nodes_[1]->go_on();
   begin(3, 2, 5000);
   for (auto& node : nodes_) EXPECT_FALSE(node->line("joined").empty()) << node->log();
   EXPECT_FALSE(contains(nodes_[0]->log(), "left before the group was complete"))
@@ -76,9 +76,9 @@ TEST_F(GroupProcessTest, KilledNodeIsNamedByAll) {
 
 TEST_F(GroupProcessTest, StoppedMemberIsNamedByAllAndLearnsItWhenItGoesOn) {
   start(3, 3000);
-  nodes_[1]->signal(SIGSTOP);
+  nodes_[1]->hold();
   expect_end(1, "end: node 1 rank 2 with step: no heartbeat for ");
-  nodes_[1]->signal(SIGCONT);
+  nodes_[1]->go_on();
   // It blames nobody else.
   EXPECT_TRUE(nodes_[1]->line("end: ").starts_with("end: node 1 rank 2 with step: "));
   EXPECT_TRUE(contains(nodes_[1]->log(), "this process did not run for ")) << nodes_[1]->log();
@@ -87,9 +87,9 @@ TEST_F(GroupProcessTest, StoppedMemberIsNamedByAllAndLearnsItWhenItGoesOn) {
 
 TEST_F(GroupProcessTest, StoppedLeaderIsNamedByAllAndLearnsItWhenItGoesOn) {
   start(3, 3000);
-  nodes_[0]->signal(SIGSTOP);
+  nodes_[0]->hold();
   expect_end(0, "end: node 0 rank 0 with step: no heartbeat for ");
-  nodes_[0]->signal(SIGCONT);
+  nodes_[0]->go_on();
   EXPECT_TRUE(nodes_[0]->line("end: ").starts_with("end: node 0 rank 0 with step: "));
   EXPECT_TRUE(contains(nodes_[0]->log(), "this process did not run for ")) << nodes_[0]->log();
   EXPECT_EQ(nodes_[0]->exit_code(), 3);
@@ -97,15 +97,15 @@ TEST_F(GroupProcessTest, StoppedLeaderIsNamedByAllAndLearnsItWhenItGoesOn) {
 
 TEST_F(GroupProcessTest, ShortStopIsReportedAndSurvived) {
   start(2, 10000);
-  nodes_[1]->signal(SIGSTOP);
+  nodes_[1]->hold();
   // Node 0 warns after a fifth of the limit.
   EXPECT_TRUE(contains(nodes_[0]->line_with("no heartbeat for"), "the group ends at 10.0 s"));
   std::this_thread::sleep_for(500ms);
-  nodes_[1]->signal(SIGCONT);
+  nodes_[1]->go_on();
   EXPECT_FALSE(nodes_[1]->line_with("this process did not run for").empty());
-  nodes_[0]->signal(SIGSTOP);
+  nodes_[0]->hold();
   std::this_thread::sleep_for(300ms);
-  nodes_[0]->signal(SIGCONT);
+  nodes_[0]->go_on();
   std::this_thread::sleep_for(200ms);
   nodes_[0]->order('r');
   for (auto& node : nodes_) EXPECT_EQ(node->exit_code(), 0) << node->log();
@@ -125,11 +125,11 @@ TEST_F(GroupProcessTest, ReleaseLeavesAllWithSuccess) {
 
 TEST_F(GroupProcessTest, ReleaseDoesNotWaitForAStoppedNodeForEver) {
   start(3, 20000);
-  nodes_[1]->signal(SIGSTOP);
+  nodes_[1]->hold();
   nodes_[0]->order('r');
   EXPECT_EQ(nodes_[0]->exit_code(), 0);
   EXPECT_EQ(nodes_[2]->exit_code(), 0);
-  nodes_[1]->signal(SIGCONT);
+  nodes_[1]->go_on();
   EXPECT_EQ(nodes_[1]->exit_code(), 0);  // the orderly end waited in its socket
 }
 
