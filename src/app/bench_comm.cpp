@@ -348,6 +348,18 @@ int run_bench_comm(int argc, char** argv) {
   };
   const std::vector<CommWay> ways = comm_ways(options);
   for (const CommWay& way : ways) {
+    if (way.name == "ucx") {
+      const auto lack = ask_process([] { return comm::ucx_support(comm::Transport::kUcx).lack; });
+      if (!lack.ok() || (!lack->empty() && options.transport == "ucx")) {
+        std::fprintf(stderr, "capstan bench: --comm-transport ucx: %s\n",
+                     (lack.ok() ? *lack : lack.error().message).c_str());
+        return 1;
+      }
+      if (!lack->empty()) {
+        std::printf("  ucx: skipped: %s\n", lack->c_str());
+        continue;
+      }
+    }
     if (!add(bench_comm_way(way, options))) return 1;
   }
   const bool sockets =

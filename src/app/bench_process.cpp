@@ -74,6 +74,37 @@ Result<std::vector<BenchSample>> run_processes(const std::vector<BenchProcess>& 
   return samples;
 }
 
+Result<std::string> ask_process(const std::function<std::string()>& question) {
+  int ends[2];
+  if (pipe(ends) != 0) return failed("pipe");
+  std::fflush(nullptr);
+  const pid_t child = fork();
+  if (child == 0) {
+    const std::string answer = question();
+    const ssize_t n = write(ends[1], answer.data(), answer.size());
+    _exit(n == static_cast<ssize_t>(answer.size()) ? 0 : 1);
+  }
+  const Error why = failed("fork");
+  close(ends[1]);
+  std::string answer;
+  char some[512];
+  while (child > 0) {
+    const ssize_t n = read(ends[0], some, sizeof(some));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) break;
+    answer.append(some, static_cast<size_t>(n));
+  }
+  close(ends[0]);
+  if (child < 0) return why;
+  int code = 0;
+  while (waitpid(child, &code, 0) < 0 && errno == EINTR) {
+  }
+  if (!WIFEXITED(code) || WEXITSTATUS(code) != 0) {
+    return internal_error("a process of the benchmark failed");
+  }
+  return answer;
+}
+
 Status tcp_pair(int fds[2]) {
   const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (listener < 0) return failed("socket");

@@ -27,6 +27,9 @@ using BenchProcess = std::function<Status(int fd)>;
 /// They die with this process.
 Result<std::vector<BenchSample>> run_processes(const std::vector<BenchProcess>& processes);
 
+/// What `question` answers in a process of its own, which leaves no trace in this one.
+Result<std::string> ask_process(const std::function<std::string()>& question);
+
 /// For a BenchProcess.
 Status write_sample(int fd, const BenchSample& sample);
 

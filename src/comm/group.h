@@ -23,8 +23,7 @@
 
 namespace capstan::comm {
 
-/// How tensors go between nodes. kAuto: shared memory where all nodes see the same, else UCX where
-/// all nodes have it and an RDMA device, else TCP.
+/// How tensors go between nodes. kAuto: shared memory where all nodes see the same, else TCP.
 enum class Transport : uint8_t { kAuto, kSharedMemory, kTcp, kUcx };
 
 struct GroupConfig {

@@ -20,7 +20,8 @@ struct GroupTiming {
   Duration backoff_limit{std::chrono::seconds(2)};
   Duration log_interval{std::chrono::seconds(30)};
   /// From the first node that joined to the last, when dist_timeout sets no limit: pods of one
-  /// group come up to half an hour apart when images are pulled.
+  /// group come up to half an hour apart when images are pulled. Time in which a process was
+  /// stopped does not count.
   Duration forming{std::chrono::minutes(30)};
   Duration links{std::chrono::seconds(30)};  // tensor links between all pairs
   /// After a report that a connection broke, the time in which the end of the guilty node itself

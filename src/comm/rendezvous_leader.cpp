@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "comm/address_lookup.h"
+#include "comm/heartbeat.h"
 #include "comm/rendezvous.h"
 
 namespace capstan::comm {
@@ -20,6 +21,8 @@ class Leader {
         stop_(stop),
         host_(host_name()),
         facts_(all_facts(config)),
+        clock_(static_cast<size_t>(config.nodes), config.heartbeat_interval,
+               config.heartbeat_timeout, Clock::now()),
         waiting_(timing.log_interval) {}
 
   Result<Formed> run();
@@ -29,7 +32,6 @@ class Leader {
     ControlLink link;
     std::string host;
     SocketAddress peer;
-    TimePoint heard;
   };
   struct Candidate {
     ControlLink link;
@@ -59,7 +61,8 @@ class Leader {
   std::map<int, Member> members_;
   /// Came with the number of a member that may or may not be alive.
   std::map<int, Candidate> contenders_;
-  TimePoint started_ = Clock::now(), last_beat_{};
+  HeartbeatClock clock_;  // by node
+  TimePoint started_ = Clock::now();
   std::optional<TimePoint> first_joined_;
   LogThrottle waiting_;
   std::optional<Error> error_;
@@ -142,8 +145,9 @@ void Leader::welcome(Candidate candidate, TimePoint now) {
   const int node = candidate.join.node;
   candidate.link.send(MessageType::kWelcome, Writer().text(host_).take());
   candidate.link.flush();
-  members_.insert_or_assign(
-      node, Member{std::move(candidate.link), candidate.join.host, candidate.peer, now});
+  members_.insert_or_assign(node,
+                            Member{std::move(candidate.link), candidate.join.host, candidate.peer});
+  clock_.heard(static_cast<size_t>(node), now);
   if (!first_joined_) first_joined_ = now;
   LOG_INFO("{} joined from {}: {} of {} nodes are here", describe_node(node, candidate.join.host),
            candidate.peer.host(), members_.size() + 1, config_.nodes);
@@ -165,10 +169,11 @@ void Leader::listen_to(int node, Member& member, TimePoint now) {
   std::vector<Frame> frames;
   member.link.flush();
   member.link.receive(frames);
-  if (!frames.empty()) member.heard = now;
+  const auto peer = static_cast<size_t>(node);
+  if (!frames.empty()) clock_.heard(peer, now);
   if (!member.link.open()) return drop(node, member.link.broken(), now);
-  if (now - member.heard >= config_.heartbeat_timeout) {
-    return drop(node, "no heartbeat for " + seconds_text(now - member.heard), now);
+  if (clock_.silent(peer, now)) {
+    return drop(node, "no heartbeat for " + seconds_text(clock_.age(peer, now)), now);
   }
   const auto contender = contenders_.find(node);
   if (contender == contenders_.end() || frames.empty()) return;
@@ -245,8 +250,7 @@ void Leader::check_own_address() {
 }
 
 void Leader::beat(TimePoint now) {
-  if (now - last_beat_ < config_.heartbeat_interval) return;
-  last_beat_ = now;
+  if (!clock_.due(now)) return;
   const std::string body = encode(std::vector<Beat>{{true, 0, 0, "joining"}});
   for (auto& [node, member] : members_) {
     member.link.send(MessageType::kHeartbeat, body);
@@ -311,6 +315,8 @@ Result<Formed> Leader::run() {
     }
     poll(fds.data(), fds.size(), 50);
     const TimePoint now = Clock::now();
+    const Duration slept = clock_.tick(now);
+    if (first_joined_) *first_joined_ += slept;
     for (Arrival& arrival : acceptor_.advance(now)) {
       if (!error_) admit(std::move(arrival), now);
     }

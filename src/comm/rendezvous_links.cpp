@@ -237,7 +237,7 @@ std::vector<NodeLink> Opener::take() {
   return links;
 }
 
-/// Whether all can use UCX, and are to.
+/// Whether all are to use UCX; an error if one cannot.
 Result<bool> agree_on_ucx(const GroupConfig& config, const Formed& formed,
                           const Exchange& exchange) {
   if (config.transport != Transport::kAuto && config.transport != Transport::kUcx) return false;
@@ -249,16 +249,16 @@ Result<bool> agree_on_ucx(const GroupConfig& config, const Formed& formed,
     names.push_back(describe_node(static_cast<int>(i), formed.hosts[i]));
     if (!decode(told[i], nodes[i])) return internal_error(names[i] + " gave unreadable facts");
   }
-  std::string why;
-  CAPSTAN_ASSIGN(const bool ucx, choose_ucx(config.transport, nodes, names, &why));
-  if (ucx) {
-    const std::string& rdma = nodes[static_cast<size_t>(config.node)].rdma;
-    LOG_INFO("tensors go through UCX {}, {}", nodes[0].version,
-             rdma.empty() ? "without RDMA, which this node does not have" : "RDMA over " + rdma);
-  } else if (config.node == 0) {
-    LOG_INFO("tensors go through TCP, not through UCX: {}", why);
+  if (config.transport == Transport::kAuto) {
+    const std::string hint = ucx_hint(nodes);
+    if (config.node == 0 && !hint.empty()) LOG_INFO("{}", hint);
+    return false;
   }
-  return ucx;
+  CAPSTAN_RETURN_IF_ERROR(check_ucx(nodes, names));
+  const std::string& rdma = nodes[static_cast<size_t>(config.node)].rdma;
+  LOG_INFO("tensors go through UCX {}, {}", nodes[0].version,
+           rdma.empty() ? "without RDMA, which this node does not have" : "RDMA over " + rdma);
+  return true;
 }
 
 }  // namespace

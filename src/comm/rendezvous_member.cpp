@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "comm/address_lookup.h"
+#include "comm/heartbeat.h"
 #include "comm/rendezvous.h"
 
 namespace capstan::comm {
@@ -121,24 +122,29 @@ Result<Formed> Member::attempt(const Stop& stop) {
 Result<Formed> Member::wait_for_start(ControlLink link, const std::string& leader_host,
                                       const Stop& stop) {
   const std::string body = encode(std::vector<Beat>{{true, 0, 0, "joining"}});
-  TimePoint heard = Clock::now();
+  HeartbeatClock clock(1, config_.heartbeat_interval, config_.heartbeat_timeout, Clock::now());
   while (true) {
     link.send(MessageType::kHeartbeat, body);
     Result<Frame> frame = link.wait(Clock::now() + config_.heartbeat_interval, stop);
     const TimePoint now = Clock::now();
+    // Node 0, which slept as well, must not find this one gone.
+    *first_welcome_ += clock.tick(now);
     if (!frame.ok()) {
-      if (frame.error().code == ErrorCode::kAborted) return frame.error();
+      if (frame.error().code == ErrorCode::kAborted) {
+        if (stop()) return frame.error();
+        continue;
+      }
       const std::string who = describe_node(0, leader_host);
       if (!link.open()) {
         return unavailable(who + " went away before the group was complete: " + link.broken());
       }
-      if (now - heard >= config_.heartbeat_timeout) {
-        return unavailable(who + " fell silent for " + seconds_text(now - heard) +
+      if (clock.silent(0, now)) {
+        return unavailable(who + " fell silent for " + seconds_text(clock.age(0, now)) +
                            " before the group was complete");
       }
       continue;
     }
-    heard = now;
+    clock.heard(0, now);
     if (Refusal refusal; frame->type == MessageType::kRefuse && decode(frame->body, refusal)) {
       return refused(refusal);
     }

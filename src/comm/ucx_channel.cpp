@@ -18,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kTurnsPerLook = 500;
 // What a node that has left sent before comes soon or never.
 constexpr auto kLeftGrace = std::chrono::milliseconds(1000);
-// Between looks at a peer that has left or broken, while asleep.
+// Between looks at a peer that has left or broken, or left a gap, while asleep.
 constexpr int kWatchMilliseconds = 20;
 
 }  // namespace
@@ -54,11 +54,19 @@ UcxChannel::~UcxChannel() {
       const auto found = peer->inboxes.find(key_);
       // Pieces that UCX still has count themselves off there.
       if (found != peer->inboxes.end() && found->second->outstanding == 0) {
+        if (!found->second->used) --peer->unknown;
         peer->inboxes.erase(found);
       }
     }
   }
   if (wake_fd_ >= 0) close(wake_fd_);
+}
+
+UcxMesh::Inbox& UcxChannel::open(UcxMesh::Peer& peer) {
+  const bool known = peer.inboxes.contains(key_);
+  UcxMesh::Inbox& inbox = mesh_->inbox(peer, key_);
+  if (!std::exchange(inbox.used, true) && known) --peer.unknown;
+  return inbox;
 }
 
 void UcxChannel::begin(std::span<Flow> flows, std::vector<Running>& running) {
@@ -68,7 +76,7 @@ void UcxChannel::begin(std::span<Flow> flows, std::vector<Running>& running) {
     Running& run = running[i];
     run.flow = &flow;
     run.peer = mesh_->peer(flow.node);
-    run.inbox = &mesh_->inbox(*run.peer, key_);
+    run.inbox = &open(*run.peer);
     flow.sent = flow.received = 0;
     UcxMesh::Inbox& inbox = *run.inbox;
     inbox.wake_fd = wake_fd_;
@@ -104,6 +112,7 @@ bool UcxChannel::send_piece(Running& run) {
     consume(run.flow->send, n);
   }
   piece->header = run.header;
+  piece->header.number = inbox.pieces_sent++;
   piece->header.consumed = inbox.reported = inbox.consumed;
   piece->outstanding = &inbox.outstanding;
   inbox.sent += bytes + kUcxPieceCost;
@@ -224,7 +233,9 @@ void UcxChannel::sleep(std::vector<Running>& running) {
       if (peer == nullptr) continue;
       // The end of one is the end of all, also of those who wait for nothing from it.
       if (!peer->left && !peer->closed) fds.push_back({peer->link.fd, POLLIN | POLLRDHUP, 0});
-      if (peer->left || peer->broken) timeout = kWatchMilliseconds;
+      const bool gap = std::any_of(peer->inboxes.begin(), peer->inboxes.end(),
+                                   [](const auto& at) { return at.second->skips_a_frame(); });
+      if (peer->left || peer->broken || gap) timeout = kWatchMilliseconds;
     }
   }
   if (!mesh_->fate().failed()) poll(fds.data(), fds.size(), timeout);

@@ -24,6 +24,13 @@ std::vector<std::string> names_in(const std::filesystem::path& folder) {
   return names;
 }
 
+template <class Names>
+std::string joined(const Names& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
 const std::filesystem::path kRdma = "/sys/class/infiniband";
 
 std::string environment(const char* name) {
@@ -82,6 +89,8 @@ std::string ucx_devices(const std::string& interface) {
 
 bool machine_has_rdma() { return !names_in(kRdma).empty(); }
 
+std::string machine_rdma() { return joined(names_in(kRdma)); }
+
 Result<std::string> ucx_rdma_devices() {
   CAPSTAN_ASSIGN(const UcxLibrary* const ucx, ucx_library());
   uct_component_h* components = nullptr;
@@ -92,9 +101,7 @@ Result<std::string> ucx_rdma_devices() {
     collect(*ucx, components[i], environment("UCX_TLS"), environment("UCX_NET_DEVICES"), found);
   }
   ucx->uct_release_component_list(components);
-  std::string text;
-  for (const std::string& device : found) text += (text.empty() ? "" : ", ") + device;
-  return text;
+  return joined(found);
 }
 
 }  // namespace capstan::comm

@@ -15,6 +15,8 @@ std::string ucx_devices(const std::string& interface);
 
 /// Whether the kernel knows any RDMA device; without UCX.
 bool machine_has_rdma();
+/// Their names: "mlx5_0, mlx5_1"; empty: none.
+std::string machine_rdma();
 
 /// The RDMA devices that UCX may use here with this environment (UCX_TLS, UCX_NET_DEVICES):
 /// "mlx5_0:1, mlx5_1:1"; empty: none. Errors as ucx_library().

@@ -1,4 +1,4 @@
-// The receiving half, the lifelines, and how a mesh ends.
+// Credit that is given, the lifelines, and how a mesh ends.
 #include "comm/ucx_mesh.h"
 
 #include <sys/socket.h>
@@ -16,6 +16,8 @@ using Clock = std::chrono::steady_clock;
 
 // A peer's end shows on its link, too; only a network that UCX has lost alone does not.
 constexpr auto kBrokenGrace = std::chrono::milliseconds(300);
+// UCX delivers or breaks; a piece that it let go of comes long before.
+constexpr auto kGapGrace = std::chrono::seconds(5);
 // For the others to say goodbye as well.
 constexpr auto kFarewell = std::chrono::milliseconds(20);
 // For what was sent to leave this process: a slow network or peer must not lose the end of it.
@@ -108,105 +110,6 @@ void UcxMesh::credit(Peer& peer, Inbox& inbox, uint64_t key) {
   post(peer, std::move(piece));
 }
 
-void UcxMesh::arrived(const UcxHeader& header, const std::byte* data, size_t bytes) {
-  Peer* const from = peer(header.node);
-  if (from == nullptr) return;
-  ++from->pieces_received;
-  if (header.kind == UcxHeader::kHello) {
-    from->greeted = true;
-    return;
-  }
-  if (header.kind == UcxHeader::kCredit && !from->inboxes.contains(header.channel)) return;
-  Inbox& to = inbox(*from, header.channel);
-  if (header.consumed > to.credited) {
-    to.credited = header.consumed;
-    wake(to);
-  }
-  if (header.kind == UcxHeader::kCredit || fate().failed()) return;
-  const int node = header.node;
-  if (header.sequence < to.frame || (header.sequence == to.frame && header.offset < to.taken)) {
-    wrong_sequence(node, header.sequence, to.frame);
-    return;
-  }
-  // Whatever flow it is for: pieces of later frames may come first.
-  const bool sized = to.flow != nullptr && to.flow->any == nullptr && header.sequence == to.frame;
-  if (header.length > kLongestKept && !sized) {
-    unasked(node, header.length);
-    return;
-  }
-  if (header.offset > header.length || bytes > header.length - header.offset) {
-    confused(node, "a piece beyond the end of its frame");
-    return;
-  }
-  size_t used = 0;
-  if (to.flow != nullptr && to.early.empty() && header.sequence == to.frame &&
-      header.offset == to.taken) {
-    used = take(node, to, header.length, data, bytes);
-    if (used == bytes) {
-      to.consumed += kUcxPieceCost;
-      return;
-    }
-  }
-  Inbox::Early& kept = to.early[{header.sequence, header.offset + used}];
-  kept.length = header.length;
-  kept.bytes.assign(data + used, data + bytes);
-  kept.used = 0;
-  take_early(node, to);
-}
-
-size_t UcxMesh::take(int node, Inbox& inbox, uint64_t length, const std::byte* data, size_t bytes) {
-  Flow& flow = *inbox.flow;
-  if (!inbox.begun) {
-    if (flow.any != nullptr) {
-      flow.make_room(length);
-      inbox.expected = length;
-    }
-    inbox.begun = true;
-  }
-  if (length != inbox.expected) {  // also of a later piece
-    wrong_length(node, length, inbox.expected);
-    return bytes;
-  }
-  const uint64_t until =
-      flow.room != nullptr ? std::min<uint64_t>(length, flow.room->load()) : length;
-  size_t done = 0;
-  while (done < bytes && inbox.taken < until) {
-    const auto n = static_cast<size_t>(
-        std::min<uint64_t>({flow.recv.front().iov_len, bytes - done, until - inbox.taken}));
-    std::memcpy(flow.recv.front().iov_base, data + done, n);
-    consume(flow.recv, n);
-    done += n;
-    inbox.taken += n;
-  }
-  inbox.consumed += done;
-  inbox.received.store(inbox.taken, std::memory_order_release);
-  if (inbox.taken < length) {
-    // Whoever sleeps has to give the sender credit, and to make room.
-    if (done > 0) wake(inbox);
-    return done;
-  }
-  ++inbox.frame;
-  inbox.taken = 0;
-  inbox.begun = false;
-  inbox.flow = nullptr;
-  inbox.complete.store(true, std::memory_order_release);
-  wake(inbox);
-  return done;
-}
-
-void UcxMesh::take_early(int node, Inbox& inbox) {
-  while (inbox.flow != nullptr && !inbox.early.empty() && !fate().failed()) {
-    const auto first = inbox.early.begin();
-    Inbox::Early& kept = first->second;
-    if (first->first.first != inbox.frame || first->first.second + kept.used != inbox.taken) return;
-    kept.used += take(node, inbox, kept.length, kept.bytes.data() + kept.used,
-                      kept.bytes.size() - kept.used);
-    if (kept.used < kept.bytes.size()) return;
-    inbox.consumed += kUcxPieceCost;
-    inbox.early.erase(first);
-  }
-}
-
 void UcxMesh::posted_done(int node, uint64_t channel) {
   auto& inboxes = peer(node)->inboxes;
   if (const auto found = inboxes.find(channel); found != inboxes.end()) wake(*found->second);
@@ -259,6 +162,27 @@ void UcxMesh::watch() {
     if (peer->broken && !peer->left && Clock::now() - peer->since > kBrokenGrace) {
       lost(peer->link.node, "broke (UCX: " + peer->why + ")");
     }
+    for (const auto& [key, inbox] : peer->inboxes) watch_gap(peer->link.node, *inbox);
+  }
+}
+
+/// A frame begins when UCX has let go of all of the one before, so one that lacks pieces while the
+/// next has come has lost them. Pieces of one frame wait for the sender's CPU and may take long.
+void UcxMesh::watch_gap(int node, Inbox& inbox) {
+  if (!inbox.skips_a_frame()) {
+    inbox.gap_seen = {};
+    return;
+  }
+  const std::pair due(inbox.frame, inbox.taken);
+  if (inbox.gap_seen == Clock::time_point() || inbox.gap != due) {
+    inbox.gap = due;
+    inbox.gap_seen = Clock::now();
+    return;
+  }
+  // This process may have been stopped meanwhile, and what is missing may be here.
+  if (Clock::now() - inbox.gap_seen < kGapGrace || worker_->progress()) return;
+  if (inbox.skips_a_frame() && inbox.gap == std::pair(inbox.frame, inbox.taken)) {
+    out_of_order(node, inbox, inbox.early.begin()->first);
   }
 }
 

@@ -9,9 +9,15 @@
 // lock. What memory UCX may touch: ucx_worker.h.
 //
 // Credit: a channel may have so many bytes on their way to a node that its channel there has not
-// consumed yet (kUcxWindow); those that come before anybody waits are kept aside, so this bounds
-// the memory that a sender can claim, and no channel can block another. What was consumed goes
-// back with the next piece, or in a message of its own when a quarter of the window is due.
+// consumed yet (kUcxWindow); those that come before anybody waits are kept aside, so no channel can
+// block another. What was consumed goes back with the next piece, or in a message of its own when a
+// quarter of the window is due. The receiver counts as well: a peer that sends beyond its credit,
+// or on more channels than a group ever has that are not open here, ends the group, so the memory
+// that a peer can claim is bounded whatever it does.
+//
+// Order: pieces of a channel may overtake each other, so their numbers are compared with how many
+// have come. As soon as nothing is on its way any more, or after some seconds in which UCX brought
+// nothing, a gap is an error that names what came and what was due; a repetition always is.
 #pragma once
 
 #include <chrono>
@@ -27,6 +33,8 @@ namespace capstan::comm {
 inline constexpr uint64_t kUcxWindow = uint64_t{8} * kUcxPieceBytes;
 /// What a piece counts beside its bytes, so that empty frames are bounded as well.
 inline constexpr uint64_t kUcxPieceCost = 256;
+/// Channels that a peer may send on before they are open here.
+inline constexpr size_t kUcxUnknownChannels = 256;
 
 class UcxMesh final : public Mesh, private UcxHandler {
  public:
@@ -62,10 +70,18 @@ class UcxMesh final : public Mesh, private UcxHandler {
     std::map<std::pair<uint64_t, uint64_t>, Early> early;  // by frame and offset
     std::atomic<uint64_t> received{0};                     // bytes of the frame for `flow`
     std::atomic<bool> complete{false};
-    uint64_t consumed = 0;  // in all
-    uint64_t reported = 0;  // to the sender
+    uint64_t consumed = 0;    // in all
+    uint64_t reported = 0;    // to the sender
+    uint64_t announced = 0;   // bytes and costs of the pieces that came or are coming
+    uint64_t pieces = 0;      // that have come
+    uint64_t pieces_due = 0;  // as many were sent at least
+    // A gap that was seen: the frame and the byte that are missing, and since when.
+    std::pair<uint64_t, uint64_t> gap;
+    std::chrono::steady_clock::time_point gap_seen;
+    bool used = false;  // its channel is open here
     // Sending.
     uint64_t frames_sent = 0;
+    uint64_t pieces_sent = 0;
     uint64_t sent = 0;         // bytes and costs of pieces
     uint64_t credited = 0;     // of them: consumed there
     uint32_t outstanding = 0;  // pieces that UCX has not let go of
@@ -74,8 +90,11 @@ class UcxMesh final : public Mesh, private UcxHandler {
     int wake_fd = -1;
 
     bool may_send(uint64_t bytes) const {
-      return sent == credited || sent - credited + bytes + kUcxPieceCost <= kUcxWindow;
+      return sent - credited + bytes + kUcxPieceCost <= kUcxWindow;
     }
+    /// What is due is missing, and something later is here.
+    bool has_gap() const;
+    bool skips_a_frame() const;
   };
 
   /// The last word on a link.
@@ -90,6 +109,7 @@ class UcxMesh final : public Mesh, private UcxHandler {
     std::map<uint64_t, std::unique_ptr<Inbox>> inboxes;
     uint64_t pieces_sent = 0;
     uint64_t pieces_received = 0;
+    size_t unknown = 0;  // inboxes of channels that are not open here
     Goodbye goodbye;
     size_t goodbye_bytes = 0;
     bool greeted = false;  // its first message came through UCX
@@ -112,12 +132,16 @@ class UcxMesh final : public Mesh, private UcxHandler {
   /// Hands bytes of the frame in turn to the flow that waits, as far as there is room; how many.
   size_t take(int node, Inbox& inbox, uint64_t length, const std::byte* data, size_t bytes);
   void take_early(int node, Inbox& inbox);
+  /// Fails the group: `got` is the frame and the byte that came instead of those that are due.
+  void out_of_order(int node, const Inbox& inbox, std::pair<uint64_t, uint64_t> got);
+  void watch_gap(int node, Inbox& inbox);
   void wake(Inbox& inbox);
   /// Reads the link: a goodbye, or a loss.
   void look(Peer& peer);
-  /// look()s at all, and gives up those whom UCX has lost for a while.
+  /// look()s at all, and gives up those whom UCX has lost, or who leave gaps, for a while.
   void watch();
 
+  bool announced(const UcxHeader& header, size_t bytes) override;
   void arrived(const UcxHeader& header, const std::byte* data, size_t bytes) override;
   void posted_done(int node, uint64_t channel) override;
   void broken(int node, const std::string& why) override;
@@ -140,6 +164,8 @@ class UcxChannel final : public Channel {
 
  private:
   struct Running;
+  /// Its inbox of that node.
+  UcxMesh::Inbox& open(UcxMesh::Peer& peer);
   void begin(std::span<Flow> flows, std::vector<Running>& running);
   bool drive(std::vector<Running>& running);
   bool send_piece(Running& run);

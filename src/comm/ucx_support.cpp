@@ -40,7 +40,10 @@ bool ucx_built_in() {
 UcxSupport ucx_support([[maybe_unused]] Transport asked) {
   UcxSupport support;
 #ifdef CAPSTAN_UCX_BUILT
-  if (asked == Transport::kAuto && !machine_has_rdma()) return support;
+  if (asked == Transport::kAuto) {
+    support.rdma = machine_rdma();
+    return support;
+  }
   const auto library = ucx_library();
   if (!library.ok()) {
     support.lack = library.error().message;
@@ -66,25 +69,26 @@ bool decode(std::string_view body, UcxSupport& support) {
   return in.done();
 }
 
-Result<bool> choose_ucx(Transport asked, std::span<const UcxSupport> nodes,
-                        std::span<const std::string> names, std::string* why) {
-  const bool must = asked == Transport::kUcx;
-  if (!must && asked != Transport::kAuto) return false;
+Status check_ucx(std::span<const UcxSupport> nodes, std::span<const std::string> names) {
+  const auto refused = [](const std::string& why) {
+    return invalid_argument("UCX was asked for, but " + why + std::string(kRemedy));
+  };
   for (size_t i = 0; i < nodes.size(); ++i) {
-    if (!nodes[i].lack.empty()) {
-      *why = names[i] + " cannot use UCX: " + nodes[i].lack;
-    } else if (!must && nodes[i].rdma.empty()) {
-      *why = names[i] + " has no RDMA device that UCX may use";
-    } else if (nodes[i].version != nodes[0].version) {
-      *why = names[i] + " has UCX " + nodes[i].version + ", " + names[0] + " has " +
-             nodes[0].version + "; use one image for all nodes";
-    } else {
-      continue;
+    if (!nodes[i].lack.empty()) return refused(names[i] + " cannot use UCX: " + nodes[i].lack);
+    if (nodes[i].version != nodes[0].version) {
+      return refused(names[i] + " has UCX " + nodes[i].version + ", " + names[0] + " has " +
+                     nodes[0].version + "; use one image for all nodes");
     }
-    if (!must) return false;
-    return invalid_argument("UCX was asked for, but " + *why + std::string(kRemedy));
   }
-  return true;
+  return {};
+}
+
+std::string ucx_hint(std::span<const UcxSupport> nodes) {
+  for (const UcxSupport& node : nodes) {
+    if (!node.lack.empty() || node.rdma.empty()) return "";
+  }
+  return "tensors go through TCP; all nodes have RDMA devices (" + nodes[0].rdma +
+         " here): --comm-transport ucx, on all nodes, is available to use them";
 }
 
 bool ucx_is_rdma(std::string_view name) {

@@ -257,6 +257,10 @@ void UcxWorker::close(std::chrono::milliseconds limit) {
     leave();
     return;
   }
+  if (strangers_came_) {
+    leave();
+    return;
+  }
   if (worker_ != nullptr) ucx_.ucp_worker_destroy(worker_);
   ucx_.ucp_cleanup(context_);
   worker_ = nullptr;
@@ -271,16 +275,27 @@ void UcxWorker::leave() {
   left->emplace_back(std::exchange(context_, nullptr), std::exchange(worker_, nullptr));
 }
 
+void UcxWorker::refuse_stranger() {
+  strangers_came_ = true;
+  if (!strangers_.due(std::chrono::steady_clock::now())) return;
+  const int more = strangers_.suppressed();
+  LOG_WARN("refused a message that came through UCX without this node's secret{}",
+           more > 0 ? " (and " + std::to_string(more) + " others since the last such line)" : "");
+}
+
 ucs_status_t UcxWorker::on_message(void* arg, const void* header, size_t header_length, void* data,
                                    size_t length, const ucp_am_recv_param_t* param) {
   auto& self = *static_cast<UcxWorker*>(arg);
   UcxHeader head;
-  if (header_length != sizeof(head)) return UCS_OK;
-  std::memcpy(&head, header, sizeof(head));
+  if (header_length == sizeof(head)) std::memcpy(&head, header, sizeof(head));
   // UCX takes connections of anybody who finds its ports.
-  if (head.secret != self.secret_ || head.node < 0 ||
-      static_cast<size_t>(head.node) >= self.endpoints_.size() || length > kUcxPieceBytes ||
-      self.endpoints_[static_cast<size_t>(head.node)].ep == nullptr) {
+  if (header_length != sizeof(head) || head.secret != self.secret_) {
+    self.refuse_stranger();
+    return UCS_OK;
+  }
+  if (head.node < 0 || static_cast<size_t>(head.node) >= self.endpoints_.size() ||
+      length > kUcxPieceBytes || self.endpoints_[static_cast<size_t>(head.node)].ep == nullptr ||
+      !self.handler_->announced(head, length)) {
     return UCS_OK;
   }
   if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {

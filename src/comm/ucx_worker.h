@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "comm/control_throttle.h"
 #include "comm/ucx_library.h"
 #include "tensor/tensor.h"
 
@@ -34,6 +35,7 @@ struct UcxHeader {
   static constexpr uint32_t kHello = 3;   // the first of all: the way is open
   uint64_t secret = 0;                    // the receiver's; the worker fills it in and checks it
   uint64_t channel = 0;
+  uint64_t number = 0;    // pieces of this channel in this direction before this one
   uint64_t sequence = 0;  // frames of this channel in this direction before this one
   uint64_t length = 0;    // bytes of the frame
   uint64_t offset = 0;    // of this piece within it
@@ -58,6 +60,9 @@ struct UcxPiece {
 class UcxHandler {
  public:
   virtual ~UcxHandler() = default;
+  /// Before the bytes of each message that knows the secret: whether there is a place for them.
+  /// False: it is dropped.
+  virtual bool announced(const UcxHeader& header, size_t bytes) = 0;
   /// `data` is valid during the call. Pieces of one sender may overtake each other.
   virtual void arrived(const UcxHeader& header, const std::byte* data, size_t bytes) = 0;
   /// UCX let go of a posted piece of this channel.
@@ -99,7 +104,8 @@ class UcxWorker {
   /// ends the process (an assertion in ucp_worker_destroy) if it still has answers to give while a
   /// connection is being made.
   void set_wired() { wired_ = true; }
-  /// Closes the endpoints by force and frees everything, within `limit`; see above. Repeatable.
+  /// Closes the endpoints by force and frees everything, within `limit`; see above. Repeatable. If
+  /// strangers came, the worker is leaked: UCX may still owe them answers, see set_wired().
   void close(std::chrono::milliseconds limit);
 
  private:
@@ -115,6 +121,7 @@ class UcxWorker {
   Status start(const std::string& interface);
   ucs_status_t open(const std::string& interface, const char** call);
   void leave();
+  void refuse_stranger();
   void done(UcxPiece* piece);
   void received(UcxPiece* piece, ucs_status_t status);
   void fail(Endpoint& endpoint, ucs_status_t status);
@@ -134,8 +141,10 @@ class UcxWorker {
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
   bool wired_ = false;
-  void* flush_ = nullptr;                                 // running request
-  size_t in_flight_ = 0;                                  // pieces with UCX
+  void* flush_ = nullptr;  // running request
+  size_t in_flight_ = 0;   // pieces with UCX
+  bool strangers_came_ = false;
+  LogThrottle strangers_{std::chrono::seconds(30)};
   std::vector<std::unique_ptr<UcxPiece>> small_, large_;  // free
 };
 

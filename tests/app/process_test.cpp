@@ -5,6 +5,8 @@
 
 #include <future>
 
+#include "comm/ucx_support.h"
+
 namespace capstan {
 namespace {
 
@@ -52,6 +54,31 @@ TEST(Process, RefusalsExitWithOneAndOneLine) {
     EXPECT_TRUE(contains(p.output(), "capstan serve: error: ")) << p.output();
     EXPECT_TRUE(contains(p.output(), text)) << p.output();
   }
+}
+
+/// Built with UCX, on a machine without its libraries.
+TEST(Process, TheBenchmarkOfAllTransportsSkipsAUcxThatIsNotInstalled) {
+  if (!comm::ucx_built_in()) GTEST_SKIP() << "built without UCX";
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("capstan_no_ucx_" + std::to_string(::getpid()));
+  std::filesystem::create_directory(folder);
+  std::ofstream(folder / "libucp.so.0");  // found first, and no library
+  const auto bench = [&](const char* transport) {
+    return Process({"bench", "comm", "--nnodes", "2", "--op", "barrier", "--elements", "1",
+                    "--seconds", "0.001", "--comm-transport", transport},
+                   {"LD_LIBRARY_PATH=" + folder.string()});
+  };
+  Process all = bench("all");
+  EXPECT_EQ(all.wait(), 0) << all.output();
+  EXPECT_TRUE(contains(all.output(), "tcp barrier")) << all.output();
+  EXPECT_EQ(count(all.output(), "\n  ucx: skipped: UCX cannot be loaded ("), 1) << all.output();
+  EXPECT_EQ(count(all.output(), "install Debian's package libucx0\n"), 1) << all.output();
+  Process asked = bench("ucx");
+  EXPECT_EQ(asked.wait(), 1);
+  EXPECT_EQ(count(asked.output(), "capstan bench: --comm-transport ucx: UCX cannot be loaded ("), 1)
+      << asked.output();
+  EXPECT_TRUE(contains(asked.output(), "install Debian's package libucx0")) << asked.output();
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Process, MissingDefaultModelNamesTheRemedy) {

@@ -284,7 +284,12 @@ TEST_P(Processes, APeerKilledAmidAnAllReduceIsNamed) {
         return unnamed.load();
       },
       [&](const std::vector<pid_t>& children) {
-        while (shared->rounds[nodes - 1].load() < 5) std::this_thread::sleep_for(1ms);
+        const auto alive = [&] {
+          siginfo_t info{};
+          waitid(P_PID, static_cast<id_t>(children.back()), &info, WEXITED | WNOHANG | WNOWAIT);
+          return info.si_pid == 0;
+        };
+        while (shared->rounds[nodes - 1].load() < 5 && alive()) std::this_thread::sleep_for(1ms);
         shared->killed_ns.store(now());
         kill(children.back(), SIGKILL);
       });

@@ -1,6 +1,7 @@
 // Groups of several nodes in threads of one process, over real sockets on the loopback.
 #pragma once
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -9,6 +10,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -25,19 +27,31 @@ namespace capstan::comm::testing {
 
 using namespace std::chrono_literals;
 
-/// Nothing here may hang; a limit that no slow machine reaches.
-inline constexpr auto kHang = 60s;
+/// Nothing here may hang; a limit that no slow machine reaches, nor one that stops this process for
+/// a minute to measure something else.
+inline constexpr auto kHang = 300s;
 
 /// The logger is made before there are threads: the library is not instrumented, so ThreadSanitizer
 /// would take its making on first use for a race.
 inline const bool kLoggerIsMade = init_logging("info").ok();
 
-/// A port that is free, below those that the kernel gives to outgoing connections, and not soon
-/// asked for by another test process.
+/// One byte of it for each port, locked by the test process that uses the port, until its end.
+inline const int kPortLocks =
+    open((std::filesystem::temp_directory_path() / "capstan_test_ports").c_str(),
+         O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+
+/// A port that is free, below those that the kernel gives to outgoing connections, and no other
+/// test process's: their groups have the same secret, and nodes would join the wrong one.
 inline uint16_t free_port() {
   static std::atomic<int> next{static_cast<int>(getpid()) * 101};
   while (true) {
     const auto port = static_cast<uint16_t>(10000 + next++ % 20000);
+    struct flock mine {};
+    mine.l_type = F_WRLCK;
+    mine.l_whence = SEEK_SET;
+    mine.l_start = port;
+    mine.l_len = 1;
+    if (kPortLocks >= 0 && fcntl(kPortLocks, F_SETLK, &mine) != 0) continue;
     if (listen_on(nullptr, port).ok()) return port;
   }
 }
@@ -171,6 +185,32 @@ class RawClient {
  private:
   Fd fd_;
 };
+
+/// A node that asks to join and then does nothing of its own: after this, node 0 has decided on it.
+/// `answer`: what node 0 said.
+inline ControlLink join_by_hand(const GroupConfig& config, const std::string& host, Frame* answer) {
+  const Stop never = [] { return false; };
+  RawClient client(parse_host_port(config.dist_init_addr)->port);
+  const Status opened =
+      open_as_client(client.fd(), Purpose::kControl,
+                     control_key(config.token, config.dist_init_addr), Clock::now() + kHang, never);
+  EXPECT_TRUE(opened.ok()) << (opened.ok() ? "" : opened.error().message);
+  ControlLink link = client.as_link();
+  link.send(MessageType::kJoin, encode(Join{config.node, host, all_facts(config)}));
+  const Result<Frame> said = link.wait(Clock::now() + kHang, never);
+  EXPECT_TRUE(said.ok()) << (said.ok() ? "" : said.error().message);
+  if (said.ok()) *answer = *said;
+  return link;
+}
+
+/// The first message of this type; others are skipped. Its body is empty when the link ends.
+inline Frame wait_for_frame(ControlLink& link, MessageType type) {
+  while (true) {
+    Result<Frame> frame = link.wait(Clock::now() + kHang, [] { return false; });
+    if (!frame.ok()) return Frame();
+    if (frame->type == type) return *frame;
+  }
+}
 
 /// Catches the end of a group.
 class EndWatcher {

@@ -37,12 +37,30 @@ class Process {
     out_ = Fd(out[0]);
   }
   ~Process() {
+    holding_ = false;
+    if (holder_.joinable()) holder_.join();
     if (pid_ <= 0) return;
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
 
   void signal(int number) { EXPECT_EQ(kill(pid_, number), 0); }
+  /// Stops it and keeps it stopped, also where somebody else stops and continues all processes.
+  void hold() {
+    signal(SIGSTOP);
+    holding_ = true;
+    holder_ = std::thread([this] {
+      while (holding_) {
+        kill(pid_, SIGSTOP);
+        std::this_thread::sleep_for(20ms);
+      }
+    });
+  }
+  void go_on() {
+    holding_ = false;
+    holder_.join();
+    signal(SIGCONT);
+  }
   void order(char c) { EXPECT_EQ(write(in_.get(), &c, 1), 1); }
 
   /// Reads on until a line begins with `start`; others are skipped. Empty at the end.
@@ -90,6 +108,8 @@ class Process {
   pid_t pid_ = -1;
   Fd in_, out_;
   std::string text_, log_;
+  std::atomic<bool> holding_{false};
+  std::thread holder_;
 };
 
 }  // namespace capstan::comm::testing

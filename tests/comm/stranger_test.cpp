@@ -23,10 +23,12 @@ std::string key_of(const GroupConfig& config) {
 /// A leader of two nodes that waits for node 1, and strangers before it.
 class StrangerTest : public ::testing::Test {
  protected:
-  StrangerTest() : config_(make_config(2, 0, free_port())), leader_(config_, timing_()) {}
-  static GroupTiming timing_() {
+  /// Nobody is given up for being slow, so no answer depends on how fast this test runs.
+  explicit StrangerTest(Duration opening = 1h)
+      : config_(make_config(2, 0, free_port())), leader_(config_, timing_(opening)) {}
+  static GroupTiming timing_(Duration opening) {
     GroupTiming timing = quick();
-    timing.opening = 300ms;  // strangers are given up soon
+    timing.opening = opening;
     return timing;
   }
   uint16_t port() const { return parse_host_port(config_.dist_init_addr)->port; }
@@ -49,6 +51,12 @@ class StrangerTest : public ::testing::Test {
   Joiner leader_;
 };
 
+/// Where strangers are given up soon.
+class SlowStrangerTest : public StrangerTest {
+ protected:
+  SlowStrangerTest() : StrangerTest(300ms) {}
+};
+
 TEST_F(StrangerTest, HttpClientIsToldWhereItIs) {
   RawClient client(port());
   client.write("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -68,7 +76,7 @@ TEST_F(StrangerTest, GarbageIsRefused) {
   expect_that_the_group_forms();
 }
 
-TEST_F(StrangerTest, SilentAndSlowOnesLoseTheConnection) {
+TEST_F(SlowStrangerTest, SilentAndSlowOnesLoseTheConnection) {
   RawClient silent(port()), slow(port());
   for (const char c : std::string("CAPST")) {
     slow.write(std::string(1, c));
@@ -88,8 +96,7 @@ TEST_F(StrangerTest, ManyUnfinishedOpeningsKeepNobodyOut) {
 TEST_F(StrangerTest, AuthenticatedNonsenseIsRefusedWithoutHarm) {
   for (const std::string& frame : {std::string("\xff\xff\xff\xff\x01", 5),  // 4 GiB are announced
                                    std::string("\x03\0\0\0\x01zzz", 8),     // no request
-                                   std::string("\0\0\0\0\x05", 5),          // a heartbeat first
-                                   std::string("\xff\xff\0\0\x01", 5)}) {   // announced, never sent
+                                   std::string("\0\0\0\0\x05", 5)}) {       // a heartbeat first
     RawClient client(port());
     ASSERT_TRUE(open_as_client(client.fd(), Purpose::kControl, key_of(config_),
                                Clock::now() + kHang, kNever)
@@ -98,6 +105,27 @@ TEST_F(StrangerTest, AuthenticatedNonsenseIsRefusedWithoutHarm) {
     client.read_to_end();
   }
   expect_that_the_group_forms();
+}
+
+TEST_F(SlowStrangerTest, AMessageThatIsAnnouncedAndNeverSentIsNotAwaited) {
+  RawClient client(port());
+  // Given up within it or after it.
+  (void)open_as_client(client.fd(), Purpose::kControl, key_of(config_), Clock::now() + kHang,
+                       kNever);
+  client.write(std::string("\xff\xff\0\0\x01", 5));
+  client.read_to_end();
+  expect_that_the_group_forms();
+}
+
+TEST_F(SlowStrangerTest, SilentOnesDoNotHarmARunningGroup) {
+  Joiner one(make_config(2, 1, port()), quick());
+  ASSERT_TRUE(leader_.result().ok()) << leader_.error();
+  ASSERT_TRUE(one.result().ok()) << one.error();
+  RawClient silent(port());
+  silent.read_to_end();
+  EXPECT_FALSE((*leader_.result())->ended(nullptr));
+  expect_that_it_works(**leader_.result(), **one.result());
+  (*leader_.result())->release();
 }
 
 TEST_F(StrangerTest, WrongTokenIsRefusedAndKeepsTrying) {
@@ -119,26 +147,28 @@ TEST_F(StrangerTest, RunningGroupIsNotHarmed) {
   Group& a = **leader_.result();
   Group& b = **one.result();
   {
-    RawClient http(port()), noise(port()), silent(port());
+    RawClient http(port()), noise(port());
     http.write("GET / HTTP/1.1\r\n\r\n");
     EXPECT_TRUE(http.read_to_end().starts_with("HTTP/1.0 400 "));
     noise.write(std::string(100000, 'x'));
     noise.read_to_end();
-    silent.read_to_end();
-    GroupConfig wrong = make_config(2, 1, port());
-    wrong.token = "";
-    wrong.dist_timeout = std::chrono::seconds(1);
-    Joiner stranger(wrong, quick());
-    EXPECT_EQ(stranger.code(), ErrorCode::kUnavailable);
-    EXPECT_TRUE(contains(stranger.error(), "CAPSTAN_GROUP_TOKEN")) << stranger.error();
-    // Same secret, other values: too late to matter to those that are at work.
+    // Nodes of another group, and of this one, which is complete, whatever their values.
+    RawClient stranger(port());
+    const Status refused =
+        open_as_client(stranger.fd(), Purpose::kControl, control_key("", config_.dist_init_addr),
+                       Clock::now() + kHang, kNever);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_TRUE(contains(refused.error().message, "CAPSTAN_GROUP_TOKEN"))
+        << refused.error().message;
     GroupConfig other = make_config(2, 1, port());
     other.facts.clear();
-    other.dist_timeout = std::chrono::seconds(1);
-    Joiner late(other, quick());
-    EXPECT_EQ(late.code(), ErrorCode::kUnavailable);
-    EXPECT_TRUE(contains(late.error(), "is complete and at work, with host " + host_name()))
-        << late.error();
+    Frame answer;
+    const ControlLink late = join_by_hand(other, "late", &answer);
+    Refusal refusal;
+    ASSERT_TRUE(answer.type == MessageType::kRefuse && decode(answer.body, refusal));
+    EXPECT_TRUE(refusal.retry);
+    EXPECT_TRUE(contains(refusal.what, "is complete and at work, with host " + host_name()))
+        << refusal.what;
   }
   EXPECT_FALSE(a.ended(nullptr));
   expect_that_it_works(a, b);

@@ -21,37 +21,40 @@ const std::vector<std::string> kNames = {"node 0 (host a)", "node 1 (host b)"};
 
 UcxSupport with_rdma() { return {"1.13.1", "", "mlx5_0:1"}; }
 
-TEST(UcxChoice, AutoNeedsRdmaOnAllNodes) {
-  std::string why;
-  std::vector<UcxSupport> nodes = {with_rdma(), with_rdma()};
-  EXPECT_TRUE(*choose_ucx(Transport::kAuto, nodes, kNames, &why));
+TEST(UcxChoice, AutoTellsOfUcxWhereAllNodesHaveRdma) {
+  std::vector<UcxSupport> nodes = {{"", "", "mlx5_0, mlx5_1"}, {"", "", "mlx5_0"}};
+  const std::string hint = ucx_hint(nodes);
+  EXPECT_EQ(hint,
+            "tensors go through TCP; all nodes have RDMA devices (mlx5_0, mlx5_1 here): "
+            "--comm-transport ucx, on all nodes, is available to use them");
+  EXPECT_FALSE(contains(hint, "\n"));
   nodes[1].rdma.clear();
-  EXPECT_FALSE(*choose_ucx(Transport::kAuto, nodes, kNames, &why));
-  EXPECT_EQ(why, "node 1 (host b) has no RDMA device that UCX may use");
-  EXPECT_TRUE(*choose_ucx(Transport::kUcx, nodes, kNames, &why)) << "asked for, so also over TCP";
-  nodes[1] = with_rdma();
-  nodes[1].version = "1.16.0";
-  EXPECT_FALSE(*choose_ucx(Transport::kAuto, nodes, kNames, &why));
-  EXPECT_TRUE(contains(why, "1.16.0")) << why;
-  nodes[0] = {"", "no libraries", ""};
-  EXPECT_FALSE(*choose_ucx(Transport::kAuto, nodes, kNames, &why));
-  EXPECT_EQ(why, "node 0 (host a) cannot use UCX: no libraries");
-  EXPECT_FALSE(*choose_ucx(Transport::kTcp, nodes, kNames, &why));
+  EXPECT_EQ(ucx_hint(nodes), "");
+  nodes[1] = {"", "built without", "mlx5_0"};
+  EXPECT_EQ(ucx_hint(nodes), "");
+}
+
+TEST(UcxChoice, AskingForAutoDoesNotLoadUcx) {
+  const UcxSupport support = ucx_support(Transport::kAuto);
+  EXPECT_EQ(support.version, "");
+  EXPECT_EQ(support.lack.empty(), ucx_built_in());
 }
 
 TEST(UcxChoice, ANodeThatCannotIsAnErrorWithTheRemedy) {
-  std::string why;
   std::vector<UcxSupport> nodes = {with_rdma(), {"", "built without; install libucx-dev", ""}};
-  const auto lacking = choose_ucx(Transport::kUcx, nodes, kNames, &why);
+  const Status lacking = check_ucx(nodes, kNames);
   EXPECT_EQ(lacking.error().code, ErrorCode::kInvalidArgument);
   EXPECT_EQ(lacking.error().message,
             "UCX was asked for, but node 1 (host b) cannot use UCX: built without; install "
             "libucx-dev, or use --comm-transport tcp on all nodes");
   nodes[1] = with_rdma();
   nodes[1].version = "1.16.0";
-  const auto other = choose_ucx(Transport::kUcx, nodes, kNames, &why);
+  const Status other = check_ucx(nodes, kNames);
   EXPECT_TRUE(contains(other.error().message, "1.16.0") &&
               contains(other.error().message, "1.13.1"));
+  nodes[1] = with_rdma();
+  nodes[1].rdma.clear();
+  EXPECT_TRUE(check_ucx(nodes, kNames).ok()) << "asked for, so also over TCP";
 }
 
 TEST(UcxChoice, FactsTravel) {
@@ -303,13 +306,6 @@ TEST_F(UcxGroups, AgreeAndWork) {
   }
   for (auto& node : nodes) node.join();
   (*joined[0])->release();
-}
-
-TEST_F(UcxGroups, AutoWithoutRdmaIsTcp) {
-  // Threads of one process share memory, too: this is about what comes after.
-  std::string why;
-  const std::vector<UcxSupport> nodes(2, ucx_support(Transport::kAuto));
-  EXPECT_EQ(*choose_ucx(Transport::kAuto, nodes, kNames, &why), !nodes[0].rdma.empty());
 }
 
 TEST_F(UcxGroups, DisagreementIsRefusedWithBothValues) {
