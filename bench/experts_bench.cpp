@@ -229,10 +229,12 @@ void bench(const Options& o, const std::string& format, const Shape& s, double d
     const double macs = static_cast<double>(rows * s.top * 3 * s.k * s.width);
     std::printf(
         "%-7s M %4ld  %9.3f ms  %6.1f GB/s %5.1f%% of DRAM  %6.1f GMAC/s  int8 %5.1f%%  fp32 "
-        "%5.1f%%\n",
+        "%5.1f%%",
         format.c_str(), static_cast<long>(rows), q.seconds * 1e3, q.bytes / q.seconds / 1e9,
         100 * q.bytes / q.seconds / dram, macs / q.seconds / 1e9,
         200 * macs / q.seconds / peaks.int8, 200 * macs / q.seconds / peaks.fp32);
+    if (peaks.bf16 > 0) std::printf("  bf16 %5.1f%%", 200 * macs / q.seconds / peaks.bf16);
+    std::printf("\n");
     std::fflush(stdout);
   }
 }
@@ -254,9 +256,9 @@ int main_experts(int argc, char** argv) {
   pool.end_burst();
   std::printf(
       "%s: %d experts, %d chosen, %ld -> %ld; %d threads: DRAM %.1f GB/s, INT8 %.0f GMAC/s, "
-      "FP32 %.0f GMAC/s\n",
+      "FP32 %.0f GMAC/s, BF16 %.0f GMAC/s\n",
       o.shape.c_str(), s.experts, s.top, static_cast<long>(s.k), static_cast<long>(s.width),
-      pool.size(), dram / 1e9, peaks.int8 / 2e9, peaks.fp32 / 2e9);
+      pool.size(), dram / 1e9, peaks.int8 / 2e9, peaks.fp32 / 2e9, peaks.bf16 / 2e9);
   for (const std::string& format : o.formats) bench(o, format, s, dram, peaks, **ops, pool);
   return 0;
 }

@@ -6,7 +6,7 @@
 // One pass runs every matrix of the model once, in order, each layer with weights of its own, so
 // that r1 (R1-Distill-Qwen-1.5B's shape) reads more bytes than any cache holds. The roofs are
 // measured in the same run: DRAM read bandwidth of all threads, and the rates of register-resident
-// loops of the set's INT8 and FP32 multiply-adds (kernels/peaks.h).
+// loops of the set's INT8, BF16 and FP32 multiply-adds (kernels/peaks.h).
 #include <immintrin.h>
 #include <time.h>
 
@@ -139,6 +139,7 @@ struct Roofs {
   double dram = 0;  // bytes/s
   double int8 = 0;  // MAC/s
   double fp32 = 0;
+  double bf16 = 0;
 };
 
 template <class F>
@@ -194,6 +195,7 @@ Roofs measure_roofs(Isa isa, platform::ThreadPool& pool) {
   Roofs r;
   r.int8 = peaks.int8 / 2;  // a multiply-add is two operations
   r.fp32 = peaks.fp32 / 2;
+  r.bf16 = peaks.bf16 / 2;
   pool.begin_burst();
   r.dram = dram_roof(pool);
   pool.end_burst();
@@ -266,10 +268,12 @@ struct Line {
 
 void report(const Line& l, const std::string& format, int64_t rows, const Roofs& roofs) {
   std::printf(
-      "%-8s %-5s M %4ld  %9.3f ms  %6.1f GB/s %5.1f%%  %7.1f GMAC/s  int8 %5.1f%%  fp32 %5.1f%%\n",
+      "%-8s %-5s M %4ld  %9.3f ms  %6.1f GB/s %5.1f%%  %7.1f GMAC/s  int8 %5.1f%%  fp32 %5.1f%%",
       l.what, format.c_str(), static_cast<long>(rows), l.seconds * 1e3, l.bytes / l.seconds / 1e9,
       100 * l.bytes / l.seconds / roofs.dram, l.macs / l.seconds / 1e9,
       100 * l.macs / l.seconds / roofs.int8, 100 * l.macs / l.seconds / roofs.fp32);
+  if (roofs.bf16 > 0) std::printf("  bf16 %5.1f%%", 100 * l.macs / l.seconds / roofs.bf16);
+  std::printf("\n");
   std::fflush(stdout);
 }
 
@@ -357,8 +361,9 @@ int main_linear(int argc, char** argv) {
   const Options o = parse(argc, argv);
   platform::ThreadPool pool(o.threads);
   const Roofs roofs = measure_roofs(o.isa, pool);
-  std::printf("%d threads: DRAM read %.1f GB/s, INT8 %.1f GMAC/s, FP32 %.1f GMAC/s\n", pool.size(),
-              roofs.dram / 1e9, roofs.int8 / 1e9, roofs.fp32 / 1e9);
+  std::printf(
+      "%d threads: DRAM read %.1f GB/s, INT8 %.1f GMAC/s, FP32 %.1f GMAC/s, BF16 %.1f GMAC/s\n",
+      pool.size(), roofs.dram / 1e9, roofs.int8 / 1e9, roofs.fp32 / 1e9, roofs.bf16 / 1e9);
   for (const std::string& format : o.formats) bench_format(o, format, roofs, pool);
   return 0;
 }

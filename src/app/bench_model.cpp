@@ -127,6 +127,12 @@ std::string share(double value, double roof) {
   return roof > 0 ? format("%.0f%%", 100.0 * value / roof) : std::string("-");
 }
 
+std::string shares_of_peaks(double ops, const MachineRoofs& roofs) {
+  std::string out = share(ops, roofs.int8_ops_per_s) + " of INT8, ";
+  if (roofs.bf16_ops_per_s > 0) out += share(ops, roofs.bf16_ops_per_s) + " of BF16, ";
+  return out + share(ops, roofs.fp32_ops_per_s) + " of FP32";
+}
+
 Status fits(const model::ModelConfig& config, int tokens) {
   if (config.max_position_embeddings > 0 && tokens > config.max_position_embeddings) {
     return invalid_argument(
@@ -174,10 +180,10 @@ Result<std::vector<BenchRow>> bench_decode(BenchModel& loaded, const BenchOption
                   {"ops_per_s", ops}};
     row.text = format(
         "%8.1f tok/s  step %.2f ms (p99 %.2f)  weights %.1f GB/s, %s of DRAM  "
-        "%.0f GOP/s, %s of INT8, %s of FP32",
+        "%.0f GOP/s, %s",
         rate, 1e3 * percentile(steps, 50), 1e3 * percentile(steps, 99), bytes / 1e9,
         share(bytes, roofs.read_bytes_per_s).c_str(), ops / 1e9,
-        share(ops, roofs.int8_ops_per_s).c_str(), share(ops, roofs.fp32_ops_per_s).c_str());
+        shares_of_peaks(ops, roofs).c_str());
     rows.push_back(std::move(row));
   }
   return rows;
@@ -208,9 +214,8 @@ Result<std::vector<BenchRow>> bench_prefill(BenchModel& loaded, const BenchOptio
   BenchRow row;
   row.name = format("prefill, %d tokens", prompt);
   row.values = {{"tok_per_s", rate}, {"seconds", seconds}, {"ops_per_s", ops}};
-  row.text = format("%8.1f tok/s  %.1f ms  %.0f GOP/s, %s of INT8, %s of FP32", rate, 1e3 * seconds,
-                    ops / 1e9, share(ops, roofs.int8_ops_per_s).c_str(),
-                    share(ops, roofs.fp32_ops_per_s).c_str());
+  row.text = format("%8.1f tok/s  %.1f ms  %.0f GOP/s, %s", rate, 1e3 * seconds, ops / 1e9,
+                    shares_of_peaks(ops, roofs).c_str());
   return std::vector<BenchRow>{std::move(row)};
 }
 

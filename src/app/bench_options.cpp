@@ -31,7 +31,7 @@ ParsedBench parse_bench_options(int argc, char** argv) {
       ->check(CLI::IsMember({"auto", "ref", "avx2", "avx512"}))
       ->capture_default_str();
   cli.add_flag("--exact-activations", o.exact_activations,
-               "do not round activations to int8 for quantised weights (slow)");
+               "do not round activations to int8 (quantised weights) or BF16 (block FP8): slow");
   cli.add_flag("--fp8-as-int8", o.fp8_as_int8, "compute block-FP8 weights as int8 by int8");
   cli.add_option("--kv-cache-dtype", o.kv_cache_dtype, "type of cached keys and values")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))

@@ -38,8 +38,10 @@ std::string to_table(const BenchReport& report) {
       format("%s\n%s, %d threads\n", report.model.c_str(), report.backend.c_str(), report.threads);
   const MachineRoofs& roofs = report.roofs;
   out +=
-      format("machine, measured now: DRAM read %.1f GB/s, INT8 %.0f GOP/s, FP32 %.0f GFLOP/s\n",
+      format("machine, measured now: DRAM read %.1f GB/s, INT8 %.0f GOP/s, FP32 %.0f GFLOP/s",
              roofs.read_bytes_per_s / 1e9, roofs.int8_ops_per_s / 1e9, roofs.fp32_ops_per_s / 1e9);
+  if (roofs.bf16_ops_per_s > 0) out += format(", BF16 %.0f GFLOP/s", roofs.bf16_ops_per_s / 1e9);
+  out += "\n";
   size_t width = 0;
   for (const BenchRow& row : report.rows) width = std::max(width, row.name.size());
   for (const BenchRow& row : report.rows) {
@@ -61,7 +63,8 @@ std::string to_json(const BenchReport& report) {
   document["threads"] = report.threads;
   document["roofs"] = {{"read_bytes_per_s", report.roofs.read_bytes_per_s},
                        {"int8_ops_per_s", report.roofs.int8_ops_per_s},
-                       {"fp32_ops_per_s", report.roofs.fp32_ops_per_s}};
+                       {"fp32_ops_per_s", report.roofs.fp32_ops_per_s},
+                       {"bf16_ops_per_s", report.roofs.bf16_ops_per_s}};
   document["results"] = std::move(rows);
   return boost::json::serialize(document) + "\n";
 }

@@ -21,6 +21,7 @@ struct MachineRoofs {
   double read_bytes_per_s = 0;
   double int8_ops_per_s = 0;  // multiply and add count as two
   double fp32_ops_per_s = 0;
+  double bf16_ops_per_s = 0;  // 0 where the CPU has no BF16 dot product
 };
 
 struct BenchReport {

@@ -15,6 +15,7 @@ MachineRoofs measure_roofs(platform::ThreadPool& pool) {
     const kernels::Peaks peaks = kernels::measure_peaks(isa, pool);
     roofs.int8_ops_per_s = std::max(roofs.int8_ops_per_s, peaks.int8);
     roofs.fp32_ops_per_s = std::max(roofs.fp32_ops_per_s, peaks.fp32);
+    roofs.bf16_ops_per_s = std::max(roofs.bf16_ops_per_s, peaks.bf16);
   }
   return roofs;
 }

@@ -56,7 +56,7 @@ constexpr Flag kFlags[] = {
 // Memory and scheduling
 {"threads", "", kInt, "0", "", 1, kEffective, "Memory and scheduling", "Compute threads; 0: one per usable CPU", true},
 {"isa", "", kString, "auto", "auto ref avx2 avx512", 1, kEffective, "Memory and scheduling", "Kernels to use; auto times the supported ones", true},
-{"exact-activations", "", kBool, "", "", 1, kEffective, "Memory and scheduling", "Multiply GGUF-quantised weights with float32 activations rather than rounding these to 8 bits: slower, the reference's numbers", true},
+{"exact-activations", "", kBool, "", "", 1, kEffective, "Memory and scheduling", "Multiply with float32 activations rather than rounding these to 8 bits (GGUF-quantised weights) or BF16 (block FP8, where the CPU gains by it): slower, the reference's numbers", true},
 {"fp8-as-int8", "", kBool, "", "", 1, kEffective, "Memory and scheduling", "Compute block-FP8 weights (DeepSeek) as int8 by int8: quicker prefill, both sides rounded; no effect with --exact-activations", true},
 {"mem-fraction-static", "", kFloat, "", "", 1, kEffective, "Memory and scheduling", "Fraction of the usable memory for weights plus KV pool. Default: what 8 full contexts need, and at most half of what is left after loading"},
 {"max-total-tokens", "", kSize, "", "", 1, kEffective, "Memory and scheduling", "KV pool size in tokens; default: see --mem-fraction-static"},

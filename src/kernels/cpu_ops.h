@@ -16,8 +16,8 @@ enum class Isa : uint8_t { kRef, kAvx2, kAvx512 };
 struct CpuOpsOptions {
   /// Unset: the fastest by a short timing at start-up among those the CPU supports.
   std::optional<Isa> isa;
-  /// Activations of GGUF-quantised weights are rounded to int8 blocks (fast); false computes them
-  /// in float32 (slow, exact up to rounding).
+  /// Activations of GGUF-quantised weights are rounded to int8 blocks, those of block-FP8 weights
+  /// to BF16 where that is faster; false computes in float32 (slow, exact up to rounding).
   bool quantise_activations = true;
   /// Block-FP8 weights (DeepSeek-V3) are computed as int8 by int8 (PackOptions::fp8_as_int8).
   bool fp8_as_int8 = false;

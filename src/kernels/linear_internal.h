@@ -68,7 +68,16 @@ class PanelWeight : public LinearWeight {
 ///   bounds the mean of |q| by 67, normal values' is 35: it concerns blocks that have no outliers.
 /// Records of the rows of a tile are interleaved: block 0 of each row, block 1 of each row, ...
 /// kXScaled: floats times 2^64, rows of k behind each other.
-enum XForm : unsigned { kXFloat = 1, kXInt8 = 2, kXPaired = 4, kXScaled = 8, kXSuper = 16 };
+/// kXBf16: per row and 128 elements one record of kXBf16Record bytes, rounded to nearest even;
+///   zeros beyond k. Interleaved likewise.
+enum XForm : unsigned {
+  kXFloat = 1,
+  kXInt8 = 2,
+  kXPaired = 4,
+  kXScaled = 8,
+  kXSuper = 16,
+  kXBf16 = 32
+};
 inline constexpr int kXRecord = 64;
 inline constexpr int kXScale = 32;
 inline constexpr int kInt8Sum = 36;
@@ -81,6 +90,7 @@ inline constexpr int kSuperScale = 256;
 inline constexpr float kSuperBlockSum = 2144;
 inline constexpr int kSuperSums = 288;    // to 303
 inline constexpr int kSuperInit32 = 320;  // to 383
+inline constexpr int kXBf16Record = 256;
 
 /// Activations of one chunk of rows, in the forms asked for.
 struct XChunk {
@@ -90,6 +100,7 @@ struct XChunk {
   const std::byte* paired = nullptr;
   const std::byte* super = nullptr;
   const float* scaled = nullptr;
+  const std::byte* bf16 = nullptr;
 };
 
 /// Computes acc[rows][16] = panel * x for all rows of the chunk; k ascending.
@@ -116,6 +127,7 @@ struct LinearKernels {
   ScaleTile scale;
   StorePanel store;
   StoreSwiGlu store_swiglu;
+  QuantiseTile round_bf16 = nullptr;  // of sets with a kernel that reads kXBf16
 };
 
 const LinearKernels& avx2_linear_kernels();

@@ -4,6 +4,8 @@
 #include <chrono>
 #include <vector>
 
+#include "platform/cpu.h"
+
 namespace capstan::kernels {
 namespace {
 
@@ -31,7 +33,10 @@ double measure(double (*loop)(long), platform::ThreadPool& pool, double seconds)
 Peaks measure_peaks(Isa isa, platform::ThreadPool& pool, double seconds) {
   if (isa == Isa::kRef) return {};
   const PeakLoops& loops = isa == Isa::kAvx512 ? avx512_peak_loops() : avx2_peak_loops();
-  return {measure(loops.fp32, pool, seconds / 2), measure(loops.int8, pool, seconds / 2)};
+  const bool bf16 = isa == Isa::kAvx512 && platform::isa_support().avx512_bf16;
+  const double each = seconds / (bf16 ? 3 : 2);
+  return {measure(loops.fp32, pool, each), measure(loops.int8, pool, each),
+          bf16 ? measure(bf16_peak_loop, pool, each) : 0};
 }
 
 }  // namespace capstan::kernels

@@ -11,6 +11,7 @@ struct Peaks {
   double fp32 = 0;  // FLOP/s of float32 fused multiply-adds on registers
   double int8 = 0;  // OP/s of 8-bit dot products on registers: vpmaddubsw, vpmaddwd and vpaddd on
                     // AVX2, vpdpbusd on AVX-512
+  double bf16 = 0;  // FLOP/s of vdpbf16ps on registers, 0 where the set or the CPU has none
 };
 
 /// Takes about `seconds`. Zeros for Isa::kRef. `isa` must be one that the CPU supports.
@@ -24,5 +25,7 @@ struct PeakLoops {
 };
 const PeakLoops& avx2_peak_loops();
 const PeakLoops& avx512_peak_loops();
+/// Likewise, for CPUs with vdpbf16ps.
+double bf16_peak_loop(long rounds);
 
 }  // namespace capstan::kernels

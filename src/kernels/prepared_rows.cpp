@@ -20,6 +20,7 @@ void PreparedRows::reserve(unsigned forms, int64_t rows, int64_t k) {
   if ((forms & kXPaired) != 0) grow(paired_, records(rows));
   if ((forms & kXSuper) != 0) grow(super_, super_records(rows));
   if ((forms & kXScaled) != 0) grow(scaled_, rows * k * static_cast<int64_t>(sizeof(float)));
+  if ((forms & kXBf16) != 0) grow(bf16_, bf16_records(rows));
 }
 
 void PreparedRows::convert(const LinearKernels& kernels, const float* x, int64_t stride,
@@ -32,6 +33,8 @@ void PreparedRows::convert(const LinearKernels& kernels, const float* x, int64_t
     kernels.quantise_super(x, stride, k_, rows, super_.data() + super_records(first_row));
   if ((forms_ & kXScaled) != 0)
     kernels.scale(x, stride, k_, rows, scaled_.as<float>() + first_row * k_);
+  if ((forms_ & kXBf16) != 0)
+    kernels.round_bf16(x, stride, k_, rows, bf16_.data() + bf16_records(first_row));
 }
 
 void PreparedRows::convert_all(const LinearKernels& kernels, const float* x, int64_t stride,
@@ -50,6 +53,7 @@ XChunk PreparedRows::view(const float* x, int64_t stride, int64_t first_row) con
   if ((forms_ & kXPaired) != 0) chunk.paired = paired_.data() + records(first_row);
   if ((forms_ & kXSuper) != 0) chunk.super = super_.data() + super_records(first_row);
   if ((forms_ & kXScaled) != 0) chunk.scaled = scaled_.as<float>() + first_row * k_;
+  if ((forms_ & kXBf16) != 0) chunk.bf16 = bf16_.data() + bf16_records(first_row);
   return chunk;
 }
 

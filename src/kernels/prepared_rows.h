@@ -25,10 +25,11 @@ class PreparedRows {
  private:
   int64_t records(int64_t rows) const { return rows * (k_ / 32) * kXRecord; }
   int64_t super_records(int64_t rows) const { return rows * (k_ / 256) * kXSuperRecord; }
+  int64_t bf16_records(int64_t rows) const { return rows * ((k_ + 127) / 128) * kXBf16Record; }
 
   unsigned forms_ = 0;
   int64_t k_ = 0;
-  AlignedBuffer int8_, paired_, super_, scaled_;
+  AlignedBuffer int8_, paired_, super_, scaled_, bf16_;
 };
 
 /// True if any of the forms must be converted to.

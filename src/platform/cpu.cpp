@@ -39,6 +39,9 @@ IsaSupport probe_isa() {
   const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
   isa.avx512 = isa.avx2 && zmm && f && dq && bw && vl;
   isa.avx512_vnni = isa.avx512 && (c & (1u << 11));
+  const bool vbmi = c & (1u << 1);
+  const bool bf16 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+  isa.avx512_bf16 = isa.avx512_vnni && vbmi && bf16;
   return isa;
 }
 #else

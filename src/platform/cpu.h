@@ -14,6 +14,7 @@ struct IsaSupport {
   bool avx2 = false;         // AVX2 + FMA + F16C
   bool avx512 = false;       // AVX-512 F + BW + VL + DQ, and avx2
   bool avx512_vnni = false;  // avx512 and its int8 dot product
+  bool avx512_bf16 = false;  // avx512_vnni, the BF16 dot product and byte permutes (VBMI)
 };
 const IsaSupport& isa_support();
 

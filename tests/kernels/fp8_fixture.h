@@ -47,19 +47,26 @@ struct Fp8Matrix {
 };
 
 inline std::unique_ptr<LinearWeight> pack(Isa isa, std::span<const Fp8Matrix> parts,
-                                          bool pair = false) {
+                                          bool pair = false, bool exact = false) {
   std::vector<TensorView> views, scales;
   for (const Fp8Matrix& m : parts) {
     views.push_back(m.view());
     scales.push_back(m.scale_view());
   }
   auto packed =
-      pack_linear(isa, {.parts = views, .biases = {}, .swiglu_pair = pair, .scales = scales});
+      pack_linear(isa, {.parts = views, .biases = {}, .swiglu_pair = pair, .scales = scales},
+                  {.quantise_activations = !exact});
   if (!packed.ok()) {
     ADD_FAILURE() << packed.error().message;
     std::abort();
   }
   return std::move(*packed);
+}
+
+/// Activations as the kernel of a weight packed by `pack` takes them.
+inline std::vector<float> as_read(Isa isa, const std::vector<float>& x, bool exact = false) {
+  if (isa == Isa::kRef) return x;
+  return linear_test::rounded(x, linear_test::kernels_of(isa).x_form(DType::kF8E4M3, !exact));
 }
 
 inline std::vector<double> reference(std::span<const Fp8Matrix> parts, const std::vector<float>& x,

@@ -208,9 +208,13 @@ inline std::vector<float> run(const Packed& packed, int64_t m, int threads, int6
 
 /// What the integer kernels make of activations (see XForm): each block of 32, or of 256, rounded
 /// to a multiple of its largest magnitude, or largest sum of two neighbours', over 127 or 126; or
-/// of its largest sum of 32 magnitudes over kSuperBlockSum.
+/// of its largest sum of 32 magnitudes over kSuperBlockSum; and the BF16 ones.
 inline std::vector<float> rounded(std::vector<float> x, XForm form) {
-  if (form == kXFloat) return x;
+  if (form == kXFloat || form == kXScaled) return x;
+  if (form == kXBf16) {
+    for (float& v : x) v = quant::bfloat16_to_float(quant::float_to_bfloat16(v));
+    return x;
+  }
   const bool paired = form == kXPaired;
   const size_t block = form == kXSuper ? 256 : 32;
   for (size_t b = 0; b < x.size(); b += block) {

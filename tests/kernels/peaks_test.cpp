@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "platform/cpu.h"
+
 namespace capstan::kernels {
 namespace {
 
@@ -19,6 +21,9 @@ TEST(Peaks, AreRatesThatAProcessorCanHave) {
     EXPECT_LT(peaks.fp32, 1e13);
     EXPECT_GT(peaks.int8, 1e8);
     EXPECT_LT(peaks.int8, 1e14);
+    const bool has_bf16 = isa == Isa::kAvx512 && platform::isa_support().avx512_bf16;
+    EXPECT_EQ(peaks.bf16 > 1e8, has_bf16);
+    EXPECT_LT(peaks.bf16, 5e13);
   }
 }
 
@@ -28,6 +33,9 @@ TEST(Peaks, CountTheirOperations) {
     const PeakLoops& loops = isa == Isa::kAvx2 ? avx2_peak_loops() : avx512_peak_loops();
     EXPECT_EQ(loops.fp32(10), isa == Isa::kAvx2 ? 10 * 12 * 16 : 10 * 24 * 32);
     EXPECT_EQ(loops.int8(10), isa == Isa::kAvx2 ? 10 * 12 * 64 : 10 * 24 * 128);
+  }
+  if (platform::isa_support().avx512_bf16) {
+    EXPECT_EQ(bf16_peak_loop(10), 10 * 24 * 64);
   }
 }
 

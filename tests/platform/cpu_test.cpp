@@ -98,6 +98,9 @@ TEST(Cpu, IsaAgreesWithTheCompilersProbe) {
                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
   EXPECT_EQ(isa_support().avx512_vnni,
             isa_support().avx512 && __builtin_cpu_supports("avx512vnni"));
+  EXPECT_EQ(isa_support().avx512_bf16, isa_support().avx512_vnni &&
+                                           __builtin_cpu_supports("avx512vbmi") &&
+                                           __builtin_cpu_supports("avx512bf16"));
   EXPECT_FALSE(cpu_model_name().empty());
 }
 

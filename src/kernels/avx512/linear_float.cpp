@@ -1,6 +1,8 @@
 // Panels of float weights, and of block-quantised weights widened to float, times float32
 // activations; and the AVX-512 kernel table.
 #include "kernels/avx512/linear_avx512.h"
+#include "kernels/avx512bf16/linear_bf16.h"
+#include "kernels/bf16_choice.h"
 
 namespace capstan::kernels::avx512 {
 
@@ -147,12 +149,22 @@ PanelKernel widened_panel_kernel(DType dtype) {
 namespace capstan::kernels {
 
 namespace {
+bool in_bf16(DType dtype, bool quantise_activations) {
+  if (dtype != DType::kF8E4M3 || !quantise_activations) return false;
+#if defined(CAPSTAN_SIMDE)
+  return true;
+#else
+  return bf16_dot_pays();
+#endif
+}
 PanelKernel panel_kernel(DType dtype, bool quantise_activations) {
+  if (in_bf16(dtype, quantise_activations)) return avx512bf16::fp8_panel;
   if (!is_block_quantised(dtype)) return avx512::float_panel_kernel(dtype);
   return quantise_activations ? avx512::quantised_panel_kernel(dtype)
                               : avx512::widened_panel_kernel(dtype);
 }
 XForm x_form(DType dtype, bool quantise_activations) {
+  if (in_bf16(dtype, quantise_activations)) return kXBf16;
   if (!is_block_quantised(dtype) || !quantise_activations) return kXFloat;
   return avx512::super_panel_kernel(dtype) != nullptr ? kXSuper : kXInt8;
 }
@@ -164,7 +176,11 @@ const LinearKernels& avx512_linear_kernels() {
     k.panel = panel_kernel;
     k.x_form = x_form;
     k.quantise_int8 = avx512::quantise_int8;
+<<<<<<< HEAD
     k.quantise_super = avx512::quantise_super;
+=======
+    k.round_bf16 = avx512bf16::round_bf16;
+>>>>>>> fp8
     return k;
   }();
   return kernels;

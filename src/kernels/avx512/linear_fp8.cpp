@@ -4,6 +4,12 @@
 // the seven others to bits 13..7. vcvtph2ps widens that exactly, subnormals included and whatever
 // MXCSR says; avx2/linear_fp8.cpp, where that instruction is slow, has another way. Registers hold
 // the columns in the panel's order (0, 8, 1, 9, ...) until a block's sum is added to the output.
+//
+// Each block of 128 along k is summed from zero, even and odd elements apart, both added at its end
+// and to the output by one FMA with the block's scale: the same sequence for every number of rows.
+// A panel is read from first to last byte. One row on two Zen 4 threads: 29 to 37 GB/s while DRAM
+// gave 33 to 38, 35 to 42 while it gave 55 to 64, 43 from L3; reading eight blocks at once, one sum
+// each, 24, 24 and 34. Five to eleven rows decode as they go: 8 rows 112 GMAC/s, by way of L1 67.
 #include <algorithm>
 
 #include "kernels/avx512/linear_avx512.h"
@@ -15,6 +21,7 @@ namespace {
 constexpr int64_t kBlock = 128;
 constexpr int64_t kPairBytes = 2 * kPanelColumns;
 constexpr float kCodeScale = 256.0f;
+constexpr int kMostRows = 12;
 
 // The two elements of a pair.
 struct PairOfRows {
@@ -41,59 +48,58 @@ inline void clear(__m512 acc[R]) {
   for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
 }
 
-// out += scale * acc, columns in order
+// out += scale * (even + odd), columns in order
 template <int R>
-inline void fold(const __m512 acc[R], __m512 scale, float* out) {
+inline void fold(const __m512 even[R], const __m512 odd[R], __m512 scale, float* out) {
   const __m512i order = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
     float* o = out + r * kPanelColumns;
-    _mm512_storeu_ps(
-        o, _mm512_fmadd_ps(_mm512_permutexvar_ps(order, acc[r]), scale, _mm512_loadu_ps(o)));
+    const __m512 sum = _mm512_permutexvar_ps(order, _mm512_add_ps(even[r], odd[r]));
+    _mm512_storeu_ps(o, _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(o)));
   }
 }
 
-template <int R, int B>
-inline void coded_blocks(const std::byte* codes, const float* scales, int64_t n, const float* x,
-                         int64_t stride, float* out) {
-  __m512 acc[B][R];
-  for (int b = 0; b < B; ++b) clear<R>(acc[b]);
+template <int R>
+inline void coded_block(const std::byte* codes, float scale, int64_t n, const float* x,
+                        int64_t stride, float* out) {
+  __m512 even[R], odd[R];
+  clear<R>(even);
+  clear<R>(odd);
   for (int64_t i = 0; i + 2 <= n; i += 2, codes += kPairBytes) {
-#pragma GCC unroll 8
-    for (int b = 0; b < B; ++b) {
-      const std::byte* pair = codes + b * kBlock * kPanelColumns;
-      _mm_prefetch(reinterpret_cast<const char*>(pair + kAhead), _MM_HINT_T0);
-      const PairOfRows w = widen_pair(pair);
-      multiply<R>(w.v[0], x + b * kBlock + i, stride, acc[b]);
-      multiply<R>(w.v[1], x + b * kBlock + i + 1, stride, acc[b]);
-    }
+    _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead), _MM_HINT_T0);
+    const PairOfRows w = widen_pair(codes);
+    multiply<R>(w.v[0], x + i, stride, even);
+    multiply<R>(w.v[1], x + i + 1, stride, odd);
   }
-  if (B == 1 && n % 2 != 0) multiply<R>(widen_pair(codes).v[0], x + n - 1, stride, acc[0]);
-  for (int b = 0; b < B; ++b) fold<R>(acc[b], _mm512_set1_ps(scales[b] * kCodeScale), out);
+  if (n % 2 != 0) multiply<R>(widen_pair(codes).v[0], x + n - 1, stride, even);
+  fold<R>(even, odd, _mm512_set1_ps(scale * kCodeScale), out);
 }
 
-template <int R, int B>
+template <int R>
 void coded_panel(const std::byte* panel, int64_t k, const float* x, int64_t stride, float* out) {
   const auto* scales = reinterpret_cast<const float*>(panel);
   const std::byte* codes = panel + quant::fp8_panel_header(k);
   int64_t i = 0;
-  for (; i + B * kBlock <= k; i += B * kBlock) {
-    coded_blocks<R, B>(codes + i * kPanelColumns, scales + i / kBlock, kBlock, x + i, stride, out);
-  }
-  for (; i < k; i += kBlock) {
-    coded_blocks<R, 1>(codes + i * kPanelColumns, scales + i / kBlock, std::min(kBlock, k - i),
-                       x + i, stride, out);
-  }
+  for (; i + kBlock <= k; i += kBlock)
+    coded_block<R>(codes + i * kPanelColumns, scales[i / kBlock], kBlock, x + i, stride, out);
+  if (i < k)
+    coded_block<R>(codes + i * kPanelColumns, scales[i / kBlock], k - i, x + i, stride, out);
 }
 
 template <int R>
 void decoded_tile(const float* w, int64_t n, __m512 scale, const float* x, int64_t stride,
                   float* out) {
-  __m512 acc[R];
-  clear<R>(acc);
-  for (int64_t i = 0; i < n; ++i)
-    multiply<R>(_mm512_loadu_ps(w + i * kPanelColumns), x + i, stride, acc);
-  fold<R>(acc, scale, out);
+  __m512 even[R], odd[R];
+  clear<R>(even);
+  clear<R>(odd);
+  int64_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    multiply<R>(_mm512_loadu_ps(w + i * kPanelColumns), x + i, stride, even);
+    multiply<R>(_mm512_loadu_ps(w + (i + 1) * kPanelColumns), x + i + 1, stride, odd);
+  }
+  if (i < n) multiply<R>(_mm512_loadu_ps(w + i * kPanelColumns), x + i, stride, even);
+  fold<R>(even, odd, scale, out);
 }
 
 void decode_block(const std::byte* codes, int64_t n, float* w) {
@@ -104,24 +110,18 @@ void decode_block(const std::byte* codes, int64_t n, float* w) {
   }
 }
 
+using CodedPanel = void (*)(const std::byte*, int64_t, const float*, int64_t, float*);
+constexpr CodedPanel kCoded[kMostRows] = {coded_panel<1>,  coded_panel<2>,  coded_panel<3>,
+                                          coded_panel<4>,  coded_panel<5>,  coded_panel<6>,
+                                          coded_panel<7>,  coded_panel<8>,  coded_panel<9>,
+                                          coded_panel<10>, coded_panel<11>, coded_panel<12>};
 }  // namespace
 
 void fp8_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc) {
   std::fill_n(acc, rows * kPanelColumns, 0.0f);
   const float* x = chunk.f32;
   const int64_t stride = chunk.stride;
-  switch (rows) {
-    case 1:
-      return coded_panel<1, 8>(panel, k, x, stride, acc);
-    case 2:
-      return coded_panel<2, 4>(panel, k, x, stride, acc);
-    case 3:
-      return coded_panel<3, 2>(panel, k, x, stride, acc);
-    case 4:
-      return coded_panel<4, 2>(panel, k, x, stride, acc);
-    default:
-      break;
-  }
+  if (rows <= kMostRows) return kCoded[rows - 1](panel, k, x, stride, acc);
   alignas(64) float block[kBlock * kPanelColumns];
   const auto* scales = reinterpret_cast<const float*>(panel);
   const std::byte* codes = panel + quant::fp8_panel_header(k);

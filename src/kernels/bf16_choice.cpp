@@ -1,0 +1,71 @@
+#include "kernels/bf16_choice.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "base/log.h"
+#include "kernels/avx512bf16/linear_bf16.h"
+#include "kernels/linear_internal.h"
+#include "platform/cpu.h"
+
+namespace capstan::kernels {
+namespace {
+
+constexpr int64_t kK = 1024;
+constexpr int kRows = 16;
+
+/// A panel kernel's best times for one row and for sixteen.
+class TimedKernel {
+ public:
+  explicit TimedKernel(PanelKernel kernel) : kernel_(kernel) {}
+
+  void run(const std::byte* panel, const XChunk& x) {
+    one_ = std::min(one_, seconds(panel, x, 1));
+    all_ = std::min(all_, seconds(panel, x, kRows));
+  }
+  double one() const { return one_; }
+  double all() const { return all_; }
+
+ private:
+  double seconds(const std::byte* panel, const XChunk& x, int rows) const {
+    float acc[kRows * kPanelColumns];
+    const auto start = std::chrono::steady_clock::now();
+    kernel_(panel, kK, x, rows, acc);
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  PanelKernel kernel_;
+  double one_ = 1e9, all_ = 1e9;
+};
+
+bool time_kernels() {
+  // Zeros: the instructions take as long whatever they multiply.
+  const std::vector<std::byte> panel(quant::panel_bytes(DType::kF8E4M3, kK));
+  const std::vector<float> x(static_cast<size_t>(kRows * kK));
+  XChunk chunk;
+  chunk.f32 = x.data();
+  chunk.stride = kK;
+  chunk.bf16 = reinterpret_cast<const std::byte*>(x.data());
+  TimedKernel fp32(avx512_linear_kernels().panel(DType::kF8E4M3, false));
+  TimedKernel bf16(avx512bf16::fp8_panel);
+  constexpr int kTurns = 24;  // the first ones warm caches and clocks up
+  for (int turn = 0; turn < kTurns; ++turn) {
+    fp32.run(panel.data(), chunk);
+    bf16.run(panel.data(), chunk);
+  }
+  LOG_INFO("FP8 kernels timed: {:.1f} and {:.1f} us (float32), {:.1f} and {:.1f} us (BF16)",
+           1e6 * fp32.one(), 1e6 * fp32.all(), 1e6 * bf16.one(), 1e6 * bf16.all());
+  // BF16 rounds more: only a clear difference is worth that.
+  constexpr double kClearly = 0.8;
+  return bf16.one() * bf16.all() < kClearly * kClearly * fp32.one() * fp32.all();
+}
+
+}  // namespace
+
+bool bf16_dot_pays() {
+  static const bool pays = platform::isa_support().avx512_bf16 && time_kernels();
+  return pays;
+}
+
+}  // namespace capstan::kernels
