@@ -176,11 +176,8 @@ const LinearKernels& avx512_linear_kernels() {
     k.panel = panel_kernel;
     k.x_form = x_form;
     k.quantise_int8 = avx512::quantise_int8;
-<<<<<<< HEAD
     k.quantise_super = avx512::quantise_super;
-=======
     k.round_bf16 = avx512bf16::round_bf16;
->>>>>>> fp8
     return k;
   }();
   return kernels;
