@@ -14,6 +14,9 @@ does. Two kinds of text:
             question is what is lost
 
 A figure below 1.00 would be a loss. Output of both servers must be the same; that is checked as well.
+Latent attention (DeepSeek) rounds a prompt by how it was cut in chunks, which depends on who came first:
+there two plain servers may differ too, as the control says, unless all get
+--serve-args=--enable-deterministic-inference.
 Standard library only.
 """
 
@@ -86,7 +89,7 @@ class Server:
             self.port = s.getsockname()[1]
         self.log = open(f"{args.log}.{name}", "w", encoding="utf-8")
         command = [args.capstan, "serve", "--model-path", args.model, "--port", str(self.port),
-                   "--threads", str(args.threads), "--max-running-requests", "32"] + extra
+                   "--threads", str(args.threads), "--max-running-requests", "32", "--enable-metrics"] + args.serve_args.split() + extra
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         deadline = time.monotonic() + args.start_timeout
         while True:
@@ -115,6 +118,13 @@ class Server:
         steps = sum(m.get("spec_verify_ct", m["completion_tokens"]) for m in meta)
         return tokens / seconds, [a["text"] for a in answers], tokens / max(steps, 1)
 
+    def counter(self, name):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as response:
+            for line in response.read().decode().splitlines():
+                if line.startswith(f"sglang:{name}"):
+                    return float(line.split()[-1])
+        return 0.0
+
     def stop(self):
         self.process.terminate()
         self.process.wait()
@@ -132,12 +142,13 @@ def main():
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--control", action="store_true", help="a second plain server, to see the noise")
     parser.add_argument("--spec-args", default="--speculative-algorithm NGRAM")
+    parser.add_argument("--serve-args", default="", help="flags for all servers")
     parser.add_argument("--start-timeout", type=float, default=120)
     parser.add_argument("--log", default="/tmp/capstan-speculation.log", help="server output goes to LOG.SIDE")
     args = parser.parse_args()
 
     servers = []
-    wrong = 0
+    differ = [0, 0, 0]  # rounds whose texts are not the plain server's, by server
     try:
         servers.append(Server(args, "plain", []))
         servers.append(Server(args, "drafted", args.spec_args.split()))
@@ -150,24 +161,35 @@ def main():
                 bodies = [KINDS[kind](n, args.tokens) for n in range(clients)]
                 warm = [dict(b, sampling_params=dict(b["sampling_params"], max_new_tokens=1)) for b in bodies]
                 runs = [[] for _ in servers]
+                layer, verified, busy = 0.0, 0.0, 0.0
                 for server in servers:
                     server.together(warm)  # the prompt is in the cache: decoding is what is compared
+                layer -= servers[1].counter("spec_draft_seconds_total")
+                verified -= servers[1].counter("spec_verified_drafts_total")
                 for turn in range(args.repeat):
                     order = range(len(servers)) if turn % 2 == 0 else reversed(range(len(servers)))
                     for i in order:
                         runs[i].append(servers[i].together(bodies))
-                    wrong += any(run[-1][1] != runs[0][-1][1] for run in runs)
+                    busy += clients * args.tokens / runs[1][-1][0]
+                    for i, run in enumerate(runs):
+                        differ[i] += run[-1][1] != runs[0][-1][1]
                 plain, drafted = (statistics.median(r[0] for r in run) for run in runs[:2])
                 ratios = [[r[0] / p[0] for r, p in zip(run, runs[0])] for run in runs]
                 low, middle, high = statistics.quantiles(ratios[1], n=4) if args.repeat > 1 else ratios[1] * 3
                 length = statistics.median(r[2] for r in runs[1])
+                layer += servers[1].counter("spec_draft_seconds_total")
+                verified += servers[1].counter("spec_verified_drafts_total")
                 print(f"{kind:6} {clients:7} {plain:12.1f} {drafted:14.1f} {middle:6.2f} {low:5.2f}-{high:.2f} {length:12.2f}"
-                      + (f" {statistics.median(ratios[2]):8.2f}" if args.control else ""), flush=True)
+                      + (f" {statistics.median(ratios[2]):8.2f}" if args.control else "")
+                      + f"  layer {layer / busy:.1%}, {verified / (clients * args.tokens * args.repeat):.3f} drafts a token",
+                      flush=True)
     finally:
         for server in servers:
             server.stop()
-    if wrong:
-        sys.exit(f"{wrong} rounds differed in their texts")
+    if args.control and any(differ):
+        print(f"texts other than the plain server's: drafted {differ[1]} rounds, control {differ[2]}")
+    if differ[1] > 0 and differ[2] == 0:
+        sys.exit(f"{differ[1]} rounds differed in their texts")
 
 
 if __name__ == "__main__":

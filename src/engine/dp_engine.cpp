@@ -152,6 +152,7 @@ EngineStats DpEngine::stats() const {
     all.spec_verify_count += s.spec_verify_count;
     all.spec_draft_tokens += s.spec_draft_tokens;
     all.spec_accepted_tokens += s.spec_accepted_tokens;
+    all.spec_draft_seconds += s.spec_draft_seconds;
     const auto computed = static_cast<double>(s.prefill_compute_tokens + s.prefill_cached_tokens);
     const auto steps = static_cast<double>(s.spec_verify_count);
     prompts += computed;

@@ -125,6 +125,7 @@ struct EngineStats {
   int spec_followed = 0;          // requests of the last step that NEXTN's layer was run for
   // Since the start: decode steps summed over requests, drafts verified, drafts accepted.
   uint64_t spec_verify_count = 0, spec_draft_tokens = 0, spec_accepted_tokens = 0;
+  double spec_draft_seconds = 0;  // that NEXTN's layer took since the start
 };
 
 class Engine {

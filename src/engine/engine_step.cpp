@@ -136,6 +136,7 @@ void EngineImpl::learn(const scheduler::StepPlan& plan, StepFacts& facts) {
   }
   speculator_->step_took(plan, facts.seconds);
   facts.followed = speculator_->followed();
+  facts.draft_seconds = speculator_->draft_seconds();
 }
 
 }  // namespace capstan::engine

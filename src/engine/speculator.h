@@ -43,6 +43,8 @@ class Speculator {
   void step_took(const scheduler::StepPlan& plan, double seconds);
   /// Texts of the last step that drafts are made for or could be.
   int followed() const { return took_.followed; }
+  /// Seconds of the last step in which drafts were computed.
+  double draft_seconds() const { return took_.drafting; }
 
  private:
   /// How often drafts held, by evidence; old trials fade.

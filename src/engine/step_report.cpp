@@ -43,6 +43,7 @@ void StepReport::step(const StepFacts& facts, double now, EngineStats& stats) {
 
   count_drafts(facts, stats);
   stats.spec_followed = facts.followed;
+  stats.spec_draft_seconds += facts.draft_seconds;
 
   if (window_start_ < 0) {
     window_start_ = log_start_ = now - facts.seconds;

@@ -19,6 +19,7 @@ struct StepFacts {
   int verified_items = 0;  // decode items
   int64_t draft_tokens = 0, accepted_tokens = 0;
   int followed = 0;
+  double draft_seconds = 0;
   double seconds = 0;
 };
 

@@ -227,6 +227,12 @@ void Metrics::append_gauges(std::vector<prometheus::MetricFamily>* families) con
   gauge("num_pages", "Pages of the KV pool.", page > 0 ? real(s.total_tokens / page) : 0);
   gauge("context_len", "Largest prompt plus output of a request, in tokens.",
         engine_->config().scheduler.context_length);
+  counter("spec_draft_seconds_total", "Seconds that the multi-token prediction layer took.",
+          stats.spec_draft_seconds);
+  counter("spec_verified_drafts_total", "Drafted tokens that a step verified.",
+          real(stats.spec_draft_tokens));
+  counter("spec_accepted_drafts_total", "Drafted tokens that held.",
+          real(stats.spec_accepted_tokens));
   counter("num_retracted_requests_total", "Requests pushed back when KV memory ran out.",
           real(s.retractions));
   counter("evicted_tokens_total", "Cached KV tokens given up for new ones.",
