@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # build.sh PRESET JOBS [TARGET]: configures once, then builds; ninja shows the progress.
 . "$(dirname "$0")/common.sh"
+[ $# -le 3 ] || die "build.sh takes one target, not: ${*:3}"
 preset=$1 jobs=$2 target=${3:-all}
 if [ ! -f "build/$preset/build.ninja" ]; then
   say "configuring build/$preset"
