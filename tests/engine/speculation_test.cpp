@@ -234,7 +234,9 @@ TEST(Speculation, ThePredictionLayerGetsTheRightStates) {
           << "page " << page_size << ", chunk " << chunk;
       // A page of one token leaves no place for the second draft's row when all is accepted.
       if (page_size == 16) {
-        EXPECT_GT(stats.spec_accept_length, 3);
+        // Over the whole run: the last window may hold no more than the ends of texts.
+        const auto accepted = static_cast<double>(stats.spec_accepted_tokens);
+        EXPECT_GT(1 + accepted / static_cast<double>(stats.spec_verify_count), 3);
       }
     }
   }
