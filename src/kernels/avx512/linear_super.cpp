@@ -79,7 +79,8 @@ struct Records {
   const std::byte* operator[](int r) const { return tile[r / R] + r % R * kXSuperRecord; }
 };
 
-// part[r] of R rows = the products of 32/kSub elements of a block from `first` on.
+// part[r] of R rows = start value + products of a block, or of its half h where halves have scales
+// of their own. start: of the records' start values; below 0: none.
 template <class F, int R, int kLines, class X>
 inline void dot_products(const std::byte* block, const std::byte* ahead, int h, const X& x,
                          int64_t at, int64_t start, __m512i part[R]) {
