@@ -114,21 +114,30 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 
-inline LoadedModel load(const std::string& path, const kernels::CpuOpsOptions& ops_options,
-                        int threads = 1, const LoadOptions& options = {}) {
+/// On the ops that `make_ops` makes.
+using MakeOps = std::function<Result<std::shared_ptr<kernels::Ops>>(platform::ThreadPool& pool)>;
+inline LoadedModel load_on(const std::string& path, const MakeOps& make_ops, int threads = 1,
+                           const LoadOptions& options = {}) {
   LoadedModel m;
   m.pool = std::make_unique<platform::ThreadPool>(threads, /*pin=*/false);
   auto checkpoint = Checkpoint::open(path);
   EXPECT_TRUE(checkpoint.ok()) << checkpoint.error().message;
   if (!checkpoint.ok()) return m;
   m.checkpoint = std::move(*checkpoint);
-  auto ops = kernels::make_cpu_ops(ops_options, *m.pool);
+  auto ops = make_ops(*m.pool);
   EXPECT_TRUE(ops.ok()) << ops.error().message;
   if (!ops.ok()) return m;
   auto model = load_model(m.checkpoint, *ops, *m.pool, options);
   EXPECT_TRUE(model.ok()) << model.error().message;
   if (model.ok()) m.model = std::move(*model);
   return m;
+}
+
+inline LoadedModel load(const std::string& path, const kernels::CpuOpsOptions& ops_options,
+                        int threads = 1, const LoadOptions& options = {}) {
+  return load_on(
+      path, [&](platform::ThreadPool& pool) { return kernels::make_cpu_ops(ops_options, pool); },
+      threads, options);
 }
 
 inline std::string testdata(const std::string& name) {
