@@ -142,17 +142,11 @@ void ExpertsPlan::gate_up_groups(const LinearKernels& kernels, const ExpertsArgs
 }
 
 void ExpertsPlan::convert_hidden(const LinearKernels& kernels, int thread, int threads) {
-  int64_t tiles = 0;
-  for (const Chosen& c : chosen_) tiles += (c.rows + kTileRows - 1) / kTileRows;
-  const int64_t low = tiles * thread / threads, high = tiles * (thread + 1) / threads;
-  int64_t tile = 0;
+  const auto rows = static_cast<int64_t>(uses_.size());
+  const int64_t low = rows * thread / threads, high = rows * (thread + 1) / threads;
   for (const Chosen& c : chosen_) {
-    for (int64_t r = 0; r < c.rows; r += kTileRows, ++tile) {
-      if (tile < low || tile >= high) continue;
-      prepared_hidden_.convert(kernels, hidden_.as<float>() + (c.first + r) * width_, width_,
-                               c.first + r,
-                               static_cast<int>(std::min<int64_t>(kTileRows, c.rows - r)));
-    }
+    prepared_hidden_.convert(kernels, hidden_.as<float>() + c.first * width_, width_, c.first,
+                             c.rows, low - c.first, high - c.first);
   }
 }
 

@@ -12,7 +12,7 @@ namespace capstan::kernels {
 
 struct PackOptions {
   /// Rounds the activations of block-quantised weights to int8 in blocks of 32, those of F8_E4M3 to
-  /// BF16 where the CPU gains by that (bf16_choice.h): a cosine difference of 1.3e-6. False:
+  /// BF16 where the CPU gains by that (dot_choice.h): a cosine difference of 1.3e-6. False:
   /// float32 throughout, several times slower.
   bool quantise_activations = true;
   /// Re-encodes F8_E4M3 weights as Q8_0 and multiplies them with int8 activations, as far as

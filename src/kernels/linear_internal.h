@@ -14,8 +14,10 @@ namespace capstan::kernels {
 
 inline constexpr int kPanelColumns = quant::kPanelColumns;
 /// Rows of x that one micro-kernel computes together. Rows of a chunk are cut in tiles of this
-/// height and one lower tile for the rest.
+/// height and one lower tile for the rest. In a set's tall forms as many tiles as possible have
+/// kTallRows.
 inline constexpr int kTileRows = 4;
+inline constexpr int kTallRows = 16;
 
 /// A run of outputs with one structure. One group of it is computed, and stored, as a whole:
 /// `panels` panels lie behind each other in memory (2: gate and up of a swiglu pair).
@@ -106,7 +108,7 @@ struct XChunk {
 /// Computes acc[rows][16] = panel * x for all rows of the chunk; k ascending.
 using PanelKernel = void (*)(const std::byte* panel, int64_t k, const XChunk& x, int rows,
                              float* acc);
-/// Rounds one tile of `rows` <= kTileRows rows of x to records at `out`.
+/// Rounds one tile of `rows` rows of x to records at `out`.
 using QuantiseTile = void (*)(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 /// Scales rows of x as kXScaled says.
 using ScaleTile = void (*)(const float* x, int64_t stride, int64_t k, int rows, float* out);
@@ -128,11 +130,14 @@ struct LinearKernels {
   StorePanel store;
   StoreSwiGlu store_swiglu;
   QuantiseTile round_bf16 = nullptr;  // of sets with a kernel that reads kXBf16
+  unsigned tall_forms = 0;            // forms (XForm) whose tiles have kTallRows rows
 };
 
 const LinearKernels& avx2_linear_kernels();
 /// Only for CPUs with AVX-512 F, BW, VL, DQ and VNNI. Shares layout and epilogues with AVX2.
 const LinearKernels& avx512_linear_kernels();
+/// Only for CPUs with AMX.
+const LinearKernels& amx_linear_kernels();
 /// The table that weights packed for `isa` (not kRef) are multiplied with.
 const LinearKernels& linear_kernels(Isa isa);
 

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "kernels/dot_choice.h"
 #include "kernels/linear_internal.h"
 #include "kernels/prepared_rows.h"
 #include "platform/cpu.h"
@@ -63,13 +64,14 @@ class Product {
         // One row takes about as long as a barrier, and lands in this core's own L1.
         PreparedRows& mine = thread_scratch().rows;
         mine.reserve(x_forms_, 1, weight_.k_);
-        mine.convert(kernels_, x, args_.x.stride, 0, 1);
+        mine.convert_all(kernels_, x, args_.x.stride, 1);
         multiply(mine.view(x, args_.x.stride, 0), row, rows, thread, threads);
         continue;
       }
       if (convert) {
         if (row != 0) pool.barrier();  // everybody has finished with the previous chunk
-        convert_share(x, rows, thread, threads);
+        shared_.convert(kernels_, x, args_.x.stride, 0, rows, int64_t{rows} * thread / threads,
+                        int64_t{rows} * (thread + 1) / threads);
         pool.barrier();
       }
       multiply(shared_.view(x, args_.x.stride, 0), row, rows, thread, threads);
@@ -77,15 +79,6 @@ class Product {
   }
 
  private:
-  void convert_share(const float* x, int rows, int thread, int threads) const {
-    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-    for (int64_t t = tiles * thread / threads; t < tiles * (thread + 1) / threads; ++t) {
-      const int64_t first = t * kTileRows;
-      shared_.convert(kernels_, x + first * args_.x.stride, args_.x.stride, first,
-                      static_cast<int>(std::min<int64_t>(kTileRows, rows - first)));
-    }
-  }
-
   // This thread's contiguous share of the groups, equal to within one panel.
   void multiply(const XChunk& x, int64_t row, int rows, int thread, int threads) const {
     float* acc = reinterpret_cast<float*>(
@@ -146,8 +139,9 @@ void run_linear_panels(const LinearKernels& kernels, const LinearArgs& args,
 
 const LinearKernels& linear_kernels(Isa isa) {
   // The layout is the same, and AVX2 is what a CPU without VNNI is fastest with.
-  return isa == Isa::kAvx512 && platform::isa_support().avx512_vnni ? avx512_linear_kernels()
-                                                                    : avx2_linear_kernels();
+  const platform::IsaSupport& cpu = platform::isa_support();
+  if (isa != Isa::kAvx512 || !cpu.avx512_vnni) return avx2_linear_kernels();
+  return amx_pays() ? amx_linear_kernels() : avx512_linear_kernels();
 }
 
 void run_linear(Isa isa, const LinearArgs& args, platform::ThreadPool& pool) {

@@ -24,25 +24,41 @@ void PreparedRows::reserve(unsigned forms, int64_t rows, int64_t k) {
 }
 
 void PreparedRows::convert(const LinearKernels& kernels, const float* x, int64_t stride,
-                           int64_t first_row, int rows) {
-  if ((forms_ & kXInt8) != 0)
-    kernels.quantise_int8(x, stride, k_, rows, int8_.data() + records(first_row));
-  if ((forms_ & kXPaired) != 0)
-    kernels.quantise_paired(x, stride, k_, rows, paired_.data() + records(first_row));
-  if ((forms_ & kXSuper) != 0)
-    kernels.quantise_super(x, stride, k_, rows, super_.data() + super_records(first_row));
-  if ((forms_ & kXScaled) != 0)
-    kernels.scale(x, stride, k_, rows, scaled_.as<float>() + first_row * k_);
-  if ((forms_ & kXBf16) != 0)
-    kernels.round_bf16(x, stride, k_, rows, bf16_.data() + bf16_records(first_row));
+                           int64_t first_row, int64_t rows, int64_t low, int64_t high) {
+  if (!needs_conversion(forms_)) return;
+  const int64_t tall = kernels.tall_forms == 0 ? 0 : rows / kTallRows * kTallRows;
+  for (int64_t r = 0; r < rows;) {
+    const auto height =
+        static_cast<int>(std::min<int64_t>(rows - r, r < tall ? kTallRows : kTileRows));
+    if (r >= low && r < high) convert_tile(kernels, x + r * stride, stride, first_row + r, height);
+    r += height;
+  }
 }
 
-void PreparedRows::convert_all(const LinearKernels& kernels, const float* x, int64_t stride,
-                               int64_t rows) {
-  if (!needs_conversion(forms_)) return;
-  for (int64_t r = 0; r < rows; r += kTileRows)
-    convert(kernels, x + r * stride, stride, r,
-            static_cast<int>(std::min<int64_t>(kTileRows, rows - r)));
+void PreparedRows::convert_tile(const LinearKernels& kernels, const float* x, int64_t stride,
+                                int64_t first_row, int rows) {
+  const auto tiles = [&](XForm form, auto&& tile) {
+    if ((forms_ & form) == 0) return;
+    const int height =
+        rows == kTallRows && (kernels.tall_forms & form) != 0 ? kTallRows : kTileRows;
+    for (int r = 0; r < rows; r += height)
+      tile(x + r * stride, first_row + r, std::min(height, rows - r));
+  };
+  tiles(kXInt8, [&](const float* from, int64_t row, int n) {
+    kernels.quantise_int8(from, stride, k_, n, int8_.data() + records(row));
+  });
+  tiles(kXPaired, [&](const float* from, int64_t row, int n) {
+    kernels.quantise_paired(from, stride, k_, n, paired_.data() + records(row));
+  });
+  tiles(kXSuper, [&](const float* from, int64_t row, int n) {
+    kernels.quantise_super(from, stride, k_, n, super_.data() + super_records(row));
+  });
+  tiles(kXScaled, [&](const float* from, int64_t row, int n) {
+    kernels.scale(from, stride, k_, n, scaled_.as<float>() + row * k_);
+  });
+  tiles(kXBf16, [&](const float* from, int64_t row, int n) {
+    kernels.round_bf16(from, stride, k_, n, bf16_.data() + bf16_records(row));
+  });
 }
 
 XChunk PreparedRows::view(const float* x, int64_t stride, int64_t first_row) const {

@@ -12,17 +12,22 @@ class PreparedRows {
   /// Makes room for `rows` rows of k elements in `forms` (a set of XForm).
   void reserve(unsigned forms, int64_t rows, int64_t k);
 
-  /// Converts one tile (<= kTileRows rows of x) to the place of rows first_row, ... Different tiles
-  /// may be converted by different threads at once.
+  /// Converts a chunk's rows to the place of rows first_row, ...: of the tiles that the kernels cut
+  /// the chunk in, those that begin at one of its rows [low, high). Different tiles may be
+  /// converted by different threads at once.
   void convert(const LinearKernels& kernels, const float* x, int64_t stride, int64_t first_row,
-               int rows);
-  /// All tiles of `rows` rows.
-  void convert_all(const LinearKernels& kernels, const float* x, int64_t stride, int64_t rows);
+               int64_t rows, int64_t low, int64_t high);
+  /// All of `rows` rows.
+  void convert_all(const LinearKernels& kernels, const float* x, int64_t stride, int64_t rows) {
+    convert(kernels, x, stride, 0, rows, 0, rows);
+  }
 
   /// Rows from first_row (a tile's first) on; x is their plain form.
   XChunk view(const float* x, int64_t stride, int64_t first_row) const;
 
  private:
+  void convert_tile(const LinearKernels& kernels, const float* x, int64_t stride, int64_t first_row,
+                    int rows);
   int64_t records(int64_t rows) const { return rows * (k_ / 32) * kXRecord; }
   int64_t super_records(int64_t rows) const { return rows * (k_ / 256) * kXSuperRecord; }
   int64_t bf16_records(int64_t rows) const { return rows * ((k_ + 127) / 128) * kXBf16Record; }

@@ -1,6 +1,7 @@
 #include "platform/cpu.h"
 
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +24,12 @@ uint64_t xgetbv0() {
   return (static_cast<uint64_t>(hi) << 32) | lo;
 }
 
+/// Linux gives a process the tile registers, and room for them in signal frames, when it asks.
+bool ask_for_tiles() {
+  constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+}
+
 IsaSupport probe_isa() {
   IsaSupport isa;
   uint32_t a, b, c, d;
@@ -40,8 +47,11 @@ IsaSupport probe_isa() {
   isa.avx512 = isa.avx2 && zmm && f && dq && bw && vl;
   isa.avx512_vnni = isa.avx512 && (c & (1u << 11));
   const bool vbmi = c & (1u << 1);
+  const bool tiles = (xcr0 & 0x60000) == 0x60000 && (d & (1u << 24));
+  const bool tile_products = (d & (1u << 25)) && (d & (1u << 22));  // int8, BF16
   const bool bf16 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
   isa.avx512_bf16 = isa.avx512_vnni && vbmi && bf16;
+  isa.amx = isa.avx512_bf16 && tiles && tile_products && ask_for_tiles();
   return isa;
 }
 #else

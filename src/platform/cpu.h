@@ -15,6 +15,7 @@ struct IsaSupport {
   bool avx512 = false;       // AVX-512 F + BW + VL + DQ, and avx2
   bool avx512_vnni = false;  // avx512 and its int8 dot product
   bool avx512_bf16 = false;  // avx512_vnni, the BF16 dot product and byte permutes (VBMI)
+  bool amx = false;  // avx512_bf16, and tile products of int8 and BF16 that the kernel allows
 };
 const IsaSupport& isa_support();
 

@@ -5,7 +5,7 @@
 #include <bit>
 
 #include "kernels/avx512bf16/linear_bf16.h"
-#include "kernels/bf16_choice.h"
+#include "kernels/dot_choice.h"
 #include "kernels/fp8_fixture.h"
 #include "kernels/prepared_rows.h"
 #include "platform/cpu.h"

@@ -19,6 +19,7 @@ namespace capstan::kernels {
 
 /// The AVX-512 kernels compiled on SIMDe (see test.cmake).
 const LinearKernels& simde_avx512_linear_kernels();
+const LinearKernels& simde_amx_linear_kernels();
 
 inline const char* isa_label(Isa isa) {
   return isa == Isa::kRef ? "ref" : isa == Isa::kAvx2 ? "avx2" : "avx512";

@@ -23,8 +23,10 @@ set(CAPSTAN_LINEAR_AVX512 ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_quantise
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_super.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_float.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_fp8.cpp
-                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512bf16/linear_fp8.cpp)
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512bf16/linear_fp8.cpp
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512amx/linear_super.cpp
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512amx/tables.cpp)
 target_sources(kernels_test PRIVATE ${CAPSTAN_LINEAR_AVX512})
 set_source_files_properties(${CAPSTAN_LINEAR_AVX512} PROPERTIES
   COMPILE_OPTIONS "-O1;-mavx2;-mfma;-mf16c;-Wno-psabi;${CAPSTAN_SIMDE_PLAIN};-Wno-pedantic;-include;${CMAKE_SOURCE_DIR}/tests/kernels/simde_avx512.h"
-  COMPILE_DEFINITIONS "CAPSTAN_SIMDE=1;avx512=avx512_on_simde;avx512bf16=avx512bf16_on_simde;avx512_linear_kernels=simde_avx512_linear_kernels")
+  COMPILE_DEFINITIONS "CAPSTAN_SIMDE=1;avx512=avx512_on_simde;avx512bf16=avx512bf16_on_simde;amx=amx_on_simde;avx512_linear_kernels=simde_avx512_linear_kernels;amx_linear_kernels=simde_amx_linear_kernels")

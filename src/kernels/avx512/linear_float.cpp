@@ -2,7 +2,7 @@
 // activations; and the AVX-512 kernel table.
 #include "kernels/avx512/linear_avx512.h"
 #include "kernels/avx512bf16/linear_bf16.h"
-#include "kernels/bf16_choice.h"
+#include "kernels/dot_choice.h"
 
 namespace capstan::kernels::avx512 {
 

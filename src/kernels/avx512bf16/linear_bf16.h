@@ -1,5 +1,5 @@
 // What the BF16 dot product adds to the AVX-512 linear(). Needs VBMI and BF16 beside what
-// linear_avx512.h needs; whether it is used decides bf16_choice.h.
+// linear_avx512.h needs; whether it is used decides dot_choice.h.
 #pragma once
 
 #include "kernels/linear_internal.h"

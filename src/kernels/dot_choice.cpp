@@ -1,4 +1,4 @@
-#include "kernels/bf16_choice.h"
+#include "kernels/dot_choice.h"
 
 #include <algorithm>
 #include <chrono>
@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kK = 1024;
 constexpr int kRows = 16;
+constexpr int kTurns = 24;  // the first ones warm caches and clocks up
 
 /// A panel kernel's best times for one row and for sixteen.
 class TimedKernel {
@@ -49,7 +50,6 @@ bool time_kernels() {
   chunk.bf16 = reinterpret_cast<const std::byte*>(x.data());
   TimedKernel fp32(avx512_linear_kernels().panel(DType::kF8E4M3, false));
   TimedKernel bf16(avx512bf16::fp8_panel);
-  constexpr int kTurns = 24;  // the first ones warm caches and clocks up
   for (int turn = 0; turn < kTurns; ++turn) {
     fp32.run(panel.data(), chunk);
     bf16.run(panel.data(), chunk);
@@ -61,7 +61,28 @@ bool time_kernels() {
   return bf16.one() * bf16.all() < kClearly * kClearly * fp32.one() * fp32.all();
 }
 
+bool time_tiles() {
+  const std::vector<std::byte> panel(quant::panel_bytes(DType::kQ4_K, kK));
+  const std::vector<std::byte> x(static_cast<size_t>(kRows * (kK / 256) * kXSuperRecord));
+  XChunk chunk;
+  chunk.super = x.data();
+  TimedKernel vectors(avx512_linear_kernels().panel(DType::kQ4_K, true));
+  TimedKernel tiles(amx_linear_kernels().panel(DType::kQ4_K, true));
+  for (int turn = 0; turn < kTurns; ++turn) {
+    vectors.run(panel.data(), chunk);
+    tiles.run(panel.data(), chunk);
+  }
+  LOG_INFO("Q4_K kernels timed, {} rows: {:.1f} us (AVX-512), {:.1f} us (AMX)", kRows,
+           1e6 * vectors.all(), 1e6 * tiles.all());
+  return tiles.all() < vectors.all();  // both give the same bits
+}
+
 }  // namespace
+
+bool amx_pays() {
+  static const bool pays = platform::isa_support().amx && time_tiles();
+  return pays;
+}
 
 bool bf16_dot_pays() {
   static const bool pays = platform::isa_support().avx512_bf16 && time_kernels();

@@ -1,4 +1,4 @@
-// Whether the BF16 dot product is worth using.
+// Whether dot products that only some CPUs have are worth using.
 #pragma once
 
 namespace capstan::kernels {
@@ -9,5 +9,10 @@ namespace capstan::kernels {
 /// sixteen, against 0.7 and 6.4), but there are CPUs where vdpbf16ps is the slower one. Safe to
 /// call from several threads at once.
 bool bf16_dot_pays();
+
+/// True where tile products of the K formats are faster than vpdpbusd for sixteen rows: the CPU and
+/// the kernel have AMX, and a timing (under 1 ms, once per process) says so. Safe to call from
+/// several threads at once.
+bool amx_pays();
 
 }  // namespace capstan::kernels
