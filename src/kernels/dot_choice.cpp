@@ -13,30 +13,32 @@ namespace capstan::kernels {
 namespace {
 
 constexpr int64_t kK = 1024;
-constexpr int kRows = 16;
-constexpr int kTurns = 24;  // the first ones warm caches and clocks up
+constexpr int kRows = 16;            // of the FP8 kernels
+constexpr int kTileTimingRows = 32;  // of the tile products'
+constexpr int kTurns = 24;           // the first ones warm caches and clocks up
 
-/// A panel kernel's best times for one row and for sixteen.
+/// A panel kernel's best times for one row and for `rows`.
 class TimedKernel {
  public:
-  explicit TimedKernel(PanelKernel kernel) : kernel_(kernel) {}
+  TimedKernel(PanelKernel kernel, int rows) : kernel_(kernel), rows_(rows) {}
 
   void run(const std::byte* panel, const XChunk& x) {
     one_ = std::min(one_, seconds(panel, x, 1));
-    all_ = std::min(all_, seconds(panel, x, kRows));
+    all_ = std::min(all_, seconds(panel, x, rows_));
   }
   double one() const { return one_; }
   double all() const { return all_; }
 
  private:
   double seconds(const std::byte* panel, const XChunk& x, int rows) const {
-    float acc[kRows * kPanelColumns];
+    float acc[kTileTimingRows * kPanelColumns];
     const auto start = std::chrono::steady_clock::now();
     kernel_(panel, kK, x, rows, acc);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
   PanelKernel kernel_;
+  int rows_;
   double one_ = 1e9, all_ = 1e9;
 };
 
@@ -48,8 +50,8 @@ bool time_kernels() {
   chunk.f32 = x.data();
   chunk.stride = kK;
   chunk.bf16 = reinterpret_cast<const std::byte*>(x.data());
-  TimedKernel fp32(avx512_linear_kernels().panel(DType::kF8E4M3, false));
-  TimedKernel bf16(avx512bf16::fp8_panel);
+  TimedKernel fp32(avx512_linear_kernels().panel(DType::kF8E4M3, false), kRows);
+  TimedKernel bf16(avx512bf16::fp8_panel, kRows);
   for (int turn = 0; turn < kTurns; ++turn) {
     fp32.run(panel.data(), chunk);
     bf16.run(panel.data(), chunk);
@@ -63,16 +65,16 @@ bool time_kernels() {
 
 bool time_tiles() {
   const std::vector<std::byte> panel(quant::panel_bytes(DType::kQ4_K, kK));
-  const std::vector<std::byte> x(static_cast<size_t>(kRows * (kK / 256) * kXSuperRecord));
+  const std::vector<std::byte> x(static_cast<size_t>(kTileTimingRows * (kK / 256) * kXSuperRecord));
   XChunk chunk;
   chunk.super = x.data();
-  TimedKernel vectors(avx512_linear_kernels().panel(DType::kQ4_K, true));
-  TimedKernel tiles(amx_linear_kernels().panel(DType::kQ4_K, true));
+  TimedKernel vectors(avx512_linear_kernels().panel(DType::kQ4_K, true), kTileTimingRows);
+  TimedKernel tiles(amx_linear_kernels().panel(DType::kQ4_K, true), kTileTimingRows);
   for (int turn = 0; turn < kTurns; ++turn) {
     vectors.run(panel.data(), chunk);
     tiles.run(panel.data(), chunk);
   }
-  LOG_INFO("Q4_K kernels timed, {} rows: {:.1f} us (AVX-512), {:.1f} us (AMX)", kRows,
+  LOG_INFO("Q4_K kernels timed, {} rows: {:.1f} us (AVX-512), {:.1f} us (AMX)", kTileTimingRows,
            1e6 * vectors.all(), 1e6 * tiles.all());
   return tiles.all() < vectors.all();  // both give the same bits
 }

@@ -10,7 +10,7 @@ namespace capstan::kernels {
 /// call from several threads at once.
 bool bf16_dot_pays();
 
-/// True where tile products of the K formats are faster than vpdpbusd for sixteen rows: the CPU and
+/// True where tile products of the K formats are faster than vpdpbusd for 32 rows: the CPU and
 /// the kernel have AMX, and a timing (under 1 ms, once per process) says so. Safe to call from
 /// several threads at once.
 bool amx_pays();

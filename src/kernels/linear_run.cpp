@@ -15,6 +15,17 @@ namespace {
 // Rows whose activations are prepared together. Bounds the scratch memory, and lets the
 // accumulators of a panel (64 bytes a row) stay in L1 beside a decoded piece of weights.
 constexpr int64_t kChunkRows = 256;
+// Tile products outrun L3: there, records of a chunk should stay in half of an L2 of 2 MiB, though
+// weights are read more often. Emerald Rapids, 512 rows of Q4_0,
+// k = 8960: 300 GMAC/s with 256 rows a chunk, 330 to 380 with 64.
+constexpr int64_t kTallChunkBytes = 1 << 20;
+constexpr int64_t kFewestChunkRows = 64;
+int64_t chunk_rows(const LinearKernels& kernels, unsigned forms, int64_t k) {
+  if ((forms & kernels.tall_forms) == 0) return kChunkRows;
+  const int64_t row_bytes = (forms & kXInt8) != 0 ? k / 32 * kXRecord : k / 256 * kXSuperRecord;
+  const int64_t rows = kTallChunkBytes / row_bytes / kTallRows * kTallRows;
+  return std::clamp(rows, kFewestChunkRows, kChunkRows);
+}
 
 [[noreturn]] void die(const char* what) {
   std::fprintf(stderr, "linear: %s\n", what);
@@ -51,14 +62,15 @@ class Product {
       : kernels_(kernels), args_(args), weight_(weight), shared_(thread_scratch().rows) {
     for (const Segment& s : weight.segments)
       x_forms_ |= forms_of(kernels, s, weight.quantise_activations);
-    shared_.reserve(x_forms_, std::min(args.x.rows, kChunkRows), weight.k_);
+    chunk_rows_ = chunk_rows(kernels, x_forms_, weight.k_);
+    shared_.reserve(x_forms_, std::min(args.x.rows, chunk_rows_), weight.k_);
   }
 
   void work(int thread, platform::ThreadPool& pool) const {
     const int threads = pool.size();
     const bool convert = needs_conversion(x_forms_);
-    for (int64_t row = 0; row < args_.x.rows; row += kChunkRows) {
-      const int rows = static_cast<int>(std::min(args_.x.rows - row, kChunkRows));
+    for (int64_t row = 0; row < args_.x.rows; row += chunk_rows_) {
+      const int rows = static_cast<int>(std::min(args_.x.rows - row, chunk_rows_));
       const float* x = args_.x.row(row);
       if (convert && args_.x.rows == 1) {
         // One row takes about as long as a barrier, and lands in this core's own L1.
@@ -124,6 +136,7 @@ class Product {
   const PanelWeight& weight_;
   PreparedRows& shared_;
   unsigned x_forms_ = 0;
+  int64_t chunk_rows_ = kChunkRows;
 };
 
 }  // namespace

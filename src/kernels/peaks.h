@@ -10,7 +10,7 @@ namespace capstan::kernels {
 struct Peaks {
   double fp32 = 0;  // FLOP/s of float32 fused multiply-adds on registers
   double int8 = 0;  // OP/s of 8-bit dot products on registers: vpmaddubsw, vpmaddwd and vpaddd on
-                    // AVX2, vpdpbusd on AVX-512
+                    // AVX2, vpdpbusd on AVX-512 (AMX's tile products do more)
   double bf16 = 0;  // FLOP/s of vdpbf16ps on registers, 0 where the set or the CPU has none
 };
 

@@ -1,4 +1,4 @@
-// Tile products of the K formats: the bits that AVX-512 computes, natively where the CPU has AMX
+// Tile products: the bits that AVX-512 computes, natively where the CPU has AMX
 // and on an emulation of the registers everywhere.
 #include <gtest/gtest.h>
 
@@ -73,16 +73,16 @@ TEST_P(Amx, DenseActivationsAndAllQuants) {
   linear_test::Matrix w(GetParam(), 64, k, 3);
   for (const bool largest : {false, true}) {
     if (largest) {
-      // Quants and block scales all ones; the half-precision scales stay.
+      // Quants and whole-number scales all ones; the half-precision scales stay.
       const DTypeInfo info = dtype_info(GetParam());
-      const bool q6 = GetParam() == DType::kQ6_K;
+      const bool first = GetParam() != DType::kQ6_K;  // where the half-precision ones are
+      const bool two =
+          info.block_elems == 256 || GetParam() == DType::kQ4_1 || GetParam() == DType::kQ5_1;
+      const size_t halves = first && two ? 4 : 2;
       auto* data = const_cast<std::byte*>(w.view.data);
       for (int64_t at = 0; at < w.view.elems() / info.block_elems; ++at) {
-        std::byte* block = data + at * info.block_bytes;
-        if (q6)
-          std::memset(block, 0xff, static_cast<size_t>(info.block_bytes) - 2);
-        else
-          std::memset(block + 4, 0xff, static_cast<size_t>(info.block_bytes) - 4);
+        std::memset(data + at * info.block_bytes + (first ? halves : 0), 0xff,
+                    static_cast<size_t>(info.block_bytes) - halves);
       }
     }
     const linear_test::Packed packed(Isa::kAvx512, {&w, 1});
@@ -94,21 +94,19 @@ TEST_P(Amx, DenseActivationsAndAllQuants) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(KFormats, Amx,
-                         ::testing::Values(DType::kQ4_K, DType::kQ5_K, DType::kQ6_K),
-                         [](const auto& info) {
-                           return std::string(dtype_info(info.param).name);
-                         });
+INSTANTIATE_TEST_SUITE_P(All, Amx,
+                         ::testing::Values(DType::kQ8_0, DType::kQ4_0, DType::kQ4_1, DType::kQ5_0,
+                                           DType::kQ5_1, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K),
+                         [](const auto& info) { return std::string(dtype_info(info.param).name); });
 
-TEST(AmxTables, OnlyTheKFormatsHaveTallTiles) {
+TEST(AmxTables, OnlyRoundedActivationsGoInTallTiles) {
   for (const Tables& t : tables()) {
-    EXPECT_EQ(t.tiles.tall_forms, static_cast<unsigned>(kXSuper)) << t.name;
-    for (const DType dtype : {DType::kQ8_0, DType::kQ4_0, DType::kBF16})
-      EXPECT_EQ(t.tiles.panel(dtype, true), t.vectors.panel(dtype, true)) << t.name;
-    for (const DType dtype : {DType::kQ4_K, DType::kQ6_K}) {
+    EXPECT_EQ(t.tiles.tall_forms, static_cast<unsigned>(kXInt8 | kXSuper)) << t.name;
+    for (const DType dtype : {DType::kQ8_0, DType::kQ4_1, DType::kQ4_K, DType::kQ6_K}) {
       EXPECT_NE(t.tiles.panel(dtype, true), t.vectors.panel(dtype, true)) << t.name;
       EXPECT_EQ(t.tiles.panel(dtype, false), t.vectors.panel(dtype, false)) << t.name;
     }
+    EXPECT_EQ(t.tiles.panel(DType::kBF16, true), t.vectors.panel(DType::kBF16, true)) << t.name;
   }
 }
 

@@ -24,6 +24,7 @@ set(CAPSTAN_LINEAR_AVX512 ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_quantise
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_float.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512/linear_fp8.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512bf16/linear_fp8.cpp
+                          ${CMAKE_SOURCE_DIR}/src/kernels/avx512amx/linear_quantised.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512amx/linear_super.cpp
                           ${CMAKE_SOURCE_DIR}/src/kernels/avx512amx/tables.cpp)
 target_sources(kernels_test PRIVATE ${CAPSTAN_LINEAR_AVX512})

@@ -18,6 +18,7 @@ using namespace avx512;  // NOLINT: formats and loads
 
 constexpr int kSteps = 4;  // of 64 elements of k
 constexpr int64_t kStepBytes = 1024;
+constexpr size_t kSpan = kTallRows * kXSuperRecord;  // of a tile of records
 
 /// A super-block's quants times scales, as left operands want them: 4096 elements of each part.
 struct Parts {
@@ -131,12 +132,12 @@ template <class F, int T>
 #pragma GCC unroll 4
   for (int s = 0; s < kSteps; ++s) {
     load_tile<6>(parts.low + s * kStepBytes, 64);
-    load_tile<4>(x + 64 * s, kXSuperRecord);
+    load_tile<4, kSpan>(x + 64 * s, kXSuperRecord);
     dot<F, 0, 4, 6>();
     load_tile<7>(parts.high + s * kStepBytes, 64);
     dot<F, 1, 4, 7>();
     if constexpr (T == 2) {
-      load_tile<5>(x + tile_bytes + 64 * s, kXSuperRecord);
+      load_tile<5, kSpan>(x + tile_bytes + 64 * s, kXSuperRecord);
       dot<F, 2, 5, 6>();
       dot<F, 3, 5, 7>();
     }

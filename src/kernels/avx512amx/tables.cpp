@@ -6,7 +6,7 @@ namespace capstan::kernels {
 namespace {
 PanelKernel panel_kernel(DType dtype, bool quantise_activations) {
   if (quantise_activations) {
-    if (const PanelKernel kernel = amx::super_panel_kernel(dtype)) return kernel;
+    if (const PanelKernel kernel = amx::quantised_panel_kernel(dtype)) return kernel;
   }
   return avx512_linear_kernels().panel(dtype, quantise_activations);
 }
@@ -16,7 +16,7 @@ const LinearKernels& amx_linear_kernels() {
   static const LinearKernels kernels = [] {
     LinearKernels k = avx512_linear_kernels();
     k.panel = panel_kernel;
-    k.tall_forms = kXSuper;
+    k.tall_forms = kXInt8 | kXSuper;
     return k;
   }();
   return kernels;

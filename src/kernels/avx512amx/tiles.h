@@ -54,7 +54,7 @@ template <size_t T>
 inline void zero_tile() {
   std::memset(emulated().data[T], 0, sizeof(Emulated::data[T]));
 }
-template <size_t T>
+template <size_t T, size_t kSpan = 1024>
 inline void load_tile(const std::byte* from, int64_t stride) {
   Emulated& e = emulated();
   zero_tile<T>();
@@ -97,24 +97,23 @@ inline void configure(const Shapes& shapes) { __asm__ volatile("ldtilecfg %0" : 
 /// The registers' contents are forgotten: the kernel need not save them when threads change.
 inline void release() { __asm__ volatile("tilerelease"); }
 
-using Memory = std::byte[];  // of any length
-
 template <size_t T>
 inline void zero_tile() {
   __asm__ volatile("tilezero %%tmm%c0" : : "i"(T));
 }
-/// Rows `stride` bytes apart.
-template <size_t T>
+/// Rows `stride` bytes apart, all within kSpan bytes.
+template <size_t T, size_t kSpan = 1024>
 inline void load_tile(const std::byte* from, int64_t stride) {
   // Named as an operand: a clobber of all memory would keep the caller's sums in it.
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
                    :
-                   : "r"(from), "r"(stride), "i"(T), "m"(*reinterpret_cast<const Memory*>(from)));
+                   : "r"(from), "r"(stride), "i"(T),
+                     "m"(*reinterpret_cast<const std::byte(*)[kSpan]>(from)));
 }
 template <size_t T>
 inline void store_tile(std::byte* to, int64_t stride) {
   __asm__ volatile("tilestored %%tmm%c3, (%1,%2,1)"
-                   : "=m"(*reinterpret_cast<Memory*>(to))
+                   : "=m"(*reinterpret_cast<std::byte(*)[1024]>(to))
                    : "r"(to), "r"(stride), "i"(T));
 }
 /// C += A B: int8 activations, int8 weights.
