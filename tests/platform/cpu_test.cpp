@@ -101,6 +101,7 @@ TEST(Cpu, IsaAgreesWithTheCompilersProbe) {
   EXPECT_EQ(isa_support().avx512_bf16, isa_support().avx512_vnni &&
                                            __builtin_cpu_supports("avx512vbmi") &&
                                            __builtin_cpu_supports("avx512bf16"));
+  EXPECT_TRUE(isa_support().avx512_bf16 || !isa_support().amx);
   EXPECT_FALSE(cpu_model_name().empty());
 }
 
