@@ -13,8 +13,8 @@ namespace capstan::kernels {
 namespace {
 
 constexpr int64_t kK = 1024;
-constexpr int kRows = 16;            // of the FP8 kernels
-constexpr int kTileTimingRows = 32;  // of the tile products'
+constexpr int kRows = 16;            // of FP8
+constexpr int kTileTimingRows = 32;  // of tile products
 constexpr int kTurns = 24;           // the first ones warm caches and clocks up
 
 /// A panel kernel's best times for one row and for `rows`.

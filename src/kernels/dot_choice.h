@@ -10,9 +10,9 @@ namespace capstan::kernels {
 /// call from several threads at once.
 bool bf16_dot_pays();
 
-/// True where tile products of the K formats are faster than vpdpbusd for 32 rows: the CPU and
-/// the kernel have AMX, and a timing (under 1 ms, once per process) says so. Safe to call from
-/// several threads at once.
+/// True where tile products are faster than vpdpbusd for 32 rows: the CPU and the kernel have AMX,
+/// and a timing of Q4_K (under 1 ms, once per process) says so. Safe to call from several threads
+/// at once.
 bool amx_pays();
 
 }  // namespace capstan::kernels

@@ -15,9 +15,9 @@ namespace {
 // Rows whose activations are prepared together. Bounds the scratch memory, and lets the
 // accumulators of a panel (64 bytes a row) stay in L1 beside a decoded piece of weights.
 constexpr int64_t kChunkRows = 256;
-// Tile products outrun L3: there, records of a chunk should stay in half of an L2 of 2 MiB, though
-// weights are read more often. Emerald Rapids, 512 rows of Q4_0,
-// k = 8960: 300 GMAC/s with 256 rows a chunk, 330 to 380 with 64.
+// Tile products outrun L3: for them records of a chunk should stay in half of an L2 of 2 MiB,
+// though weights are read more often. Two Emerald Rapids threads, 512 rows of Q4_0, k = 8960: 300
+// GMAC/s with 256 rows a chunk, 330 to 380 with 64.
 constexpr int64_t kTallChunkBytes = 1 << 20;
 constexpr int64_t kFewestChunkRows = 64;
 int64_t chunk_rows(const LinearKernels& kernels, unsigned forms, int64_t k) {

@@ -24,18 +24,7 @@ std::vector<Tables> tables() {
   return all;
 }
 
-std::vector<float> product(const LinearKernels& kernels, const LinearWeight& weight,
-                           const std::vector<float>& x, int64_t m, int threads) {
-  std::vector<float> y(static_cast<size_t>(m * weight.n()));
-  platform::ThreadPool pool(threads, false);
-  run_linear_panels(kernels,
-                    {{const_cast<float*>(x.data()), m, weight.k(), weight.k()},
-                     &weight,
-                     {y.data(), m, weight.n(), weight.n()},
-                     Epilogue::kStore},
-                    pool);
-  return y;
-}
+using linear_test::product;
 
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;

@@ -38,15 +38,7 @@ class LinearFp8Bf16 : public ::testing::Test {
 
   std::vector<float> product(const LinearWeight& weight, const std::vector<float>& x, int64_t m,
                              int threads = 1) const {
-    std::vector<float> y(static_cast<size_t>(m * weight.n()));
-    platform::ThreadPool pool(threads, false);
-    run_linear_panels(*kernels_,
-                      {{const_cast<float*>(x.data()), m, weight.k(), weight.k()},
-                       &weight,
-                       {y.data(), m, weight.n(), weight.n()},
-                       Epilogue::kStore},
-                      pool);
-    return y;
+    return linear_test::product(*kernels_, weight, x, m, threads);
   }
 
   const LinearKernels* kernels_ = nullptr;

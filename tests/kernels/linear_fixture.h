@@ -57,6 +57,20 @@ inline void run_product(Isa isa, const LinearArgs& args, platform::ThreadPool& p
   }
 }
 
+/// y [m, n] of x [m, k], by one table.
+inline std::vector<float> product(const LinearKernels& kernels, const LinearWeight& weight,
+                                  const std::vector<float>& x, int64_t m, int threads = 1) {
+  std::vector<float> y(static_cast<size_t>(m * weight.n()));
+  platform::ThreadPool pool(threads, false);
+  run_linear_panels(kernels,
+                    {{const_cast<float*>(x.data()), m, weight.k(), weight.k()},
+                     &weight,
+                     {y.data(), m, weight.n(), weight.n()},
+                     Epilogue::kStore},
+                    pool);
+  return y;
+}
+
 /// A matrix [n, k] (or, with k == 0, a vector [n]) in `dtype`, about N(0, 1/k).
 /// Block formats get random bytes with all codes and sane scales: encoders for K-quants are not
 /// needed, and every code is exercised.

@@ -1,4 +1,4 @@
-// The table of a CPU with AMX.
+// The table of a CPU with AMX: rows that fill no tile go the way of AVX-512.
 #include "kernels/avx512amx/linear_amx.h"
 
 namespace capstan::kernels {
