@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <vector>
 
 #include "base/log.h"
+#include "kernels/avx2/linear_avx2.h"
 #include "kernels/avx512bf16/linear_bf16.h"
 #include "kernels/linear_internal.h"
 #include "platform/cpu.h"
@@ -31,7 +33,7 @@ class TimedKernel {
 
  private:
   double seconds(const std::byte* panel, const XChunk& x, int rows) const {
-    float acc[kTileTimingRows * kPanelColumns];
+    alignas(64) float acc[kTileTimingRows * kPanelColumns];
     const auto start = std::chrono::steady_clock::now();
     kernel_(panel, kK, x, rows, acc);
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -79,6 +81,30 @@ bool time_tiles() {
   return tiles.all() < vectors.all();  // both give the same bits
 }
 
+bool time_fp8_widening() {
+  // One code in 256 denormal: enough to show what one costs, few enough to be a model's.
+  quant::PanelBuffer panel(quant::panel_bytes(DType::kF8E4M3, kK));
+  if (panel.data() == nullptr) return false;
+  const size_t header = quant::fp8_panel_header(kK);
+  const std::vector<float> scales(header / sizeof(float), 1.0f);
+  std::memcpy(panel.data(), scales.data(), header);
+  for (size_t i = header; i < quant::panel_bytes(DType::kF8E4M3, kK); ++i)
+    panel.data()[i] = static_cast<std::byte>(i % 256 == 0 ? 0x01 : 0x38);
+  const std::vector<float> x(static_cast<size_t>(kRows * kK), 0x1p64f);
+  XChunk chunk;
+  chunk.scaled = x.data();
+  TimedKernel shifted(avx2::fp8_panel_shifted, kRows);
+  TimedKernel halves(avx2::fp8_panel_halves, kRows);
+  for (int turn = 0; turn < kTurns; ++turn) {
+    shifted.run(panel.data(), chunk);
+    halves.run(panel.data(), chunk);
+  }
+  LOG_DEBUG(
+      "AVX2's FP8 kernels timed: {:.1f} and {:.1f} us (shifted), {:.1f} and {:.1f} us (halves)",
+      1e6 * shifted.one(), 1e6 * shifted.all(), 1e6 * halves.one(), 1e6 * halves.all());
+  return halves.one() * halves.all() < shifted.one() * shifted.all();
+}
+
 }  // namespace
 
 bool amx_pays() {
@@ -88,6 +114,11 @@ bool amx_pays() {
 
 bool bf16_dot_pays() {
   static const bool pays = platform::isa_support().avx512_bf16 && time_kernels();
+  return pays;
+}
+
+bool fp8_halves_pay() {
+  static const bool pays = time_fp8_widening();
   return pays;
 }
 

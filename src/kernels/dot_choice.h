@@ -1,4 +1,4 @@
-// Whether dot products that only some CPUs have are worth using.
+// Which of several kernels for one product is worth using, where CPUs differ more than CPUID tells.
 #pragma once
 
 namespace capstan::kernels {
@@ -14,5 +14,10 @@ bool bf16_dot_pays();
 /// and a timing of Q4_K (under 1 ms, once per process) says so. Safe to call from several threads
 /// at once.
 bool amx_pays();
+
+/// True where AVX2's FP8 kernel is faster by way of half precision, because a factor that is
+/// denormal, as E4M3's smallest codes are the other way, costs microcode assists (under 1 ms, once
+/// per process). Only for CPUs with AVX2. Safe to call from several threads at once.
+bool fp8_halves_pay();
 
 }  // namespace capstan::kernels

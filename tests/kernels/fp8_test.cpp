@@ -1,7 +1,9 @@
 // linear() on F8_E4M3 weights with block scales.
 #include <gtest/gtest.h>
 
+#include "kernels/avx2/linear_avx2.h"
 #include "kernels/fp8_fixture.h"
+#include "platform/cpu.h"
 
 namespace capstan::kernels {
 namespace {
@@ -64,6 +66,30 @@ TEST(LinearFp8, EveryCodeCountsExactly) {
               << isa_label(isa) << " " << c;
         }
       }
+    }
+  }
+}
+
+// AVX2 widens codes in two ways, and timing chooses; the bits must not tell which.
+TEST(LinearFp8, Avx2sTwoWaysGiveTheSameBits) {
+  if (!platform::isa_support().avx2) GTEST_SKIP() << "no AVX2";
+  const auto table = [](PanelKernel (*panel)(DType, bool)) {
+    LinearKernels k = avx2_linear_kernels();
+    k.panel = panel;
+    return k;
+  };
+  const LinearKernels shifted =
+      table([](DType, bool) -> PanelKernel { return avx2::fp8_panel_shifted; });
+  const LinearKernels halves =
+      table([](DType, bool) -> PanelKernel { return avx2::fp8_panel_halves; });
+  for (int64_t k : {1, 129, 640}) {
+    const Fp8Matrix w(160, k, static_cast<unsigned>(k));
+    const auto packed = pack(Isa::kAvx2, {&w, 1});
+    for (int64_t m = 1; m <= 20; ++m) {
+      const auto x = linear_test::activations(0, m, k);
+      const auto y = linear_test::product(halves, *packed, x, m);
+      ASSERT_EQ(y, linear_test::product(shifted, *packed, x, m)) << "k " << k << " rows " << m;
+      linear_test::expect_close(DType::kF32, Isa::kAvx2, y, fp8_test::reference({&w, 1}, x, m), k);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Panels of float weights, and of block-quantised weights widened to float, times float32
 // activations.
 #include "kernels/avx2/linear_formats.h"
+#include "kernels/dot_choice.h"
 
 namespace capstan::kernels::avx2 {
 
@@ -159,7 +160,7 @@ PanelKernel float_panel_kernel(DType dtype) {
     case DType::kBF16:
       return float_panel<BF16Panel>;
     case DType::kF8E4M3:
-      return fp8_panel;
+      return fp8_halves_pay() ? fp8_panel_halves : fp8_panel_shifted;
     default:
       return nullptr;
   }
