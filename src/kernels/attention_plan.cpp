@@ -14,12 +14,6 @@ constexpr int kItemsPerThread = 16;
 /// about 0.5 us, some 10,000 multiply-adds of one thread).
 constexpr int64_t kSerialWork = 20000;
 
-constexpr uint64_t pack(int64_t begin, int64_t end) {
-  return static_cast<uint64_t>(end) << 32 | static_cast<uint64_t>(begin);
-}
-constexpr int64_t begin_of(uint64_t share) { return static_cast<int64_t>(share & 0xffffffffu); }
-constexpr int64_t end_of(uint64_t share) { return static_cast<int64_t>(share >> 32); }
-
 constexpr size_t align_floats(size_t n) { return (n + 15) / 16 * 16; }
 
 void reserve(AlignedBuffer& buffer, size_t floats) {
@@ -106,42 +100,23 @@ void AttentionPlan::lay_out(const AttentionArgs& args, int threads) {
 }
 
 void AttentionPlan::share_items(int kv_heads, int threads) {
-  if (threads_ != threads) {
-    threads_ = threads;
-    shares_ = std::make_unique<Share[]>(static_cast<size_t>(threads));
-  }
+  threads_ = threads;
+  shares_.reserve(threads);
   int thread = 0;
   int64_t begin = 0, cost = 0;
   for (const Queries& q : queries_) {
     const int64_t items = int64_t{kv_heads} * q.parts, all = q.cost * kv_heads;
     for (; thread + 1 < threads && cost + all >= cost_ * (thread + 1) / threads; ++thread) {
       const int64_t end = q.item + (cost_ * (thread + 1) / threads - cost) * items / all;
-      shares_[thread].items.store(pack(begin, end), std::memory_order_relaxed);
+      shares_.set(thread, begin, end);
       begin = end;
     }
     cost += all;
   }
   for (; thread < threads; ++thread) {
-    shares_[thread].items.store(pack(begin, items_), std::memory_order_relaxed);
+    shares_.set(thread, begin, items_);
     begin = items_;
   }
-}
-
-/// The last item of the thread's own share, or the first of another's: later queries of a prompt
-/// see more keys, and long items should not come last. -1: all are taken.
-int64_t AttentionPlan::take_item(int thread) {
-  for (int i = 0; i < threads_; ++i) {
-    std::atomic<uint64_t>& share = shares_[(thread + i) % threads_].items;
-    uint64_t now = share.load(std::memory_order_relaxed);
-    while (begin_of(now) < end_of(now)) {
-      const uint64_t rest =
-          i == 0 ? pack(begin_of(now), end_of(now) - 1) : pack(begin_of(now) + 1, end_of(now));
-      if (share.compare_exchange_weak(now, rest, std::memory_order_relaxed)) {
-        return i == 0 ? end_of(rest) : begin_of(now);
-      }
-    }
-  }
-  return -1;
 }
 
 AttentionBlock AttentionPlan::block_of(const AttentionArgs& args, const Queries& queries,
@@ -207,7 +182,8 @@ void AttentionPlan::work(const CpuKernels& kernels, const AttentionArgs& args, i
   const AttentionScratch scratch(
       scratch_.as<float>() + static_cast<size_t>(thread) * scratch_floats_, max_rows_,
       args.kv.head_dim);
-  for (int64_t item; (item = take_item(thread)) >= 0;) compute(kernels, args, item, scratch);
+  for (WorkShares::Range r; !(r = shares_.take(thread, threads_)).empty();)
+    compute(kernels, args, r.begin, scratch);
 }
 
 void AttentionPlan::run(const CpuKernels& kernels, const AttentionArgs& args,

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu_kernels.h"
 #include "kernels/ops.h"
+#include "kernels/work_shares.h"
 #include "platform/thread_pool.h"
 #include "tensor/tensor.h"
 
@@ -44,7 +45,6 @@ class AttentionPlan {
   void compute(const CpuKernels& kernels, const AttentionArgs& args, int64_t item,
                const AttentionScratch& scratch);
   void share_items(int kv_heads, int threads);
-  int64_t take_item(int thread);
 
   std::vector<Queries> queries_;
   int64_t items_ = 0;
@@ -55,12 +55,8 @@ class AttentionPlan {
   AlignedBuffer states_;
   std::unique_ptr<std::atomic<int>[]> unfinished_;
   size_t unfinished_capacity_ = 0;
-  /// A thread's share of the items, not yet taken: the first in the lower half, the end in the
-  /// upper.
-  struct alignas(64) Share {
-    std::atomic<uint64_t> items{0};
-  };
-  std::unique_ptr<Share[]> shares_;
+  /// Later queries of a prompt see more keys, and long items should not come last.
+  WorkShares shares_{WorkShares::Order::kDescending};
   int threads_ = 0;
 };
 

@@ -16,6 +16,12 @@ constexpr int64_t kChunkRows = 256;
 constexpr int64_t kHiddenFloats = 16 << 20;
 // What reading and decoding a weight costs, in multiply-adds of it.
 constexpr int64_t kReadCost = 3;
+// Groups of panels that a thread takes from its share at once, at most: what others may wait for.
+// More where rows are prepared anew for every piece, as costs about half a group.
+constexpr int64_t kMostGroups = 4;
+constexpr int64_t kMostGroupsOfLong = 16;
+// Of down products: a piece reads the hidden rows of all experts once more.
+constexpr int64_t kMostColumnGroups = 16;
 
 [[noreturn]] void die(const char* what) {
   std::fprintf(stderr, "experts: %s\n", what);
@@ -65,7 +71,7 @@ void ExpertsPlan::sort_by_expert(const ExpertsArgs& args) {
   uses_.resize(static_cast<size_t>(starts_[experts]));
 
   chosen_.clear();
-  cost_ = 0;
+  cost_ = groups_ = 0;
   for (size_t e = 0; e < experts; ++e) {
     const int64_t rows = starts_[e + 1] - starts_[e];
     if (rows == 0) continue;
@@ -74,8 +80,9 @@ void ExpertsPlan::sort_by_expert(const ExpertsArgs& args) {
     if (down == nullptr) die("an expert has gate_up and no down");
     check(args, *gate_up, *down);
     const int64_t cost = rows + kReadCost;
-    chosen_.push_back({gate_up, down, starts_[e], rows, cost, cost_});
+    chosen_.push_back({gate_up, down, starts_[e], rows, cost, cost_, groups_});
     cost_ += cost * gate_up->groups;
+    groups_ += gate_up->groups;
   }
   for (int64_t i = 0; i < n; ++i) {
     if (!held(i)) continue;
@@ -84,43 +91,78 @@ void ExpertsPlan::sort_by_expert(const ExpertsArgs& args) {
   }
 }
 
+void ExpertsPlan::share_work(int threads) {
+  const int64_t columns = chosen_[0].down->groups;
+  // The first group at or behind a cost.
+  const auto group_at = [&](int64_t cost) {
+    const auto after = std::upper_bound(chosen_.begin(), chosen_.end(), cost,
+                                        [](int64_t at, const Chosen& c) { return at < c.begin; });
+    const Chosen& c = *(after - 1);
+    return c.group + std::min((cost - c.begin + c.cost - 1) / c.cost, c.gate_up->groups);
+  };
+  gate_up_shares_.reserve(threads);
+  for (int t = 0; t < threads; ++t)
+    gate_up_shares_.set(t, group_at(cost_ * t / threads), group_at(cost_ * (t + 1) / threads));
+  down_shares_.share(columns, threads);
+  const int64_t longest =
+      std::max_element(chosen_.begin(), chosen_.end(), [](const Chosen& a, const Chosen& b) {
+        return a.rows < b.rows;
+      })->rows;
+  gate_up_piece_ = std::clamp<int64_t>(groups_ / threads / 8, 1,
+                                       longest > kChunkRows ? kMostGroupsOfLong : kMostGroups);
+  down_piece_ = std::clamp<int64_t>(columns / threads / 4, 1, kMostColumnGroups);
+}
+
 void ExpertsPlan::gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread,
                           int threads) {
-  const int64_t low = cost_ * thread / threads, high = cost_ * (thread + 1) / threads;
-  for (const Chosen& c : chosen_) {
-    // A group belongs to the thread in whose piece it begins.
-    const auto groups_before = [&](int64_t cost) {
-      return std::clamp<int64_t>((cost - c.begin + c.cost - 1) / c.cost, 0, c.gate_up->groups);
-    };
-    const int64_t first = low <= c.begin ? 0 : groups_before(low);
-    const int64_t end = high <= c.begin ? 0 : groups_before(high);
-    if (first < end) gate_up_groups(kernels, args, c, first, end);
+  GatheredRows rows;
+  for (WorkShares::Range r; !(r = gate_up_shares_.take(thread, threads, gate_up_piece_)).empty();) {
+    while (r.begin < r.end) {
+      const auto after = std::upper_bound(chosen_.begin(), chosen_.end(), r.begin,
+                                          [](int64_t at, const Chosen& c) { return at < c.group; });
+      const Chosen& c = *(after - 1);
+      const int64_t end = std::min(r.end, c.group + c.gate_up->groups);
+      gate_up_groups(kernels, args, c, r.begin - c.group, end - c.group, rows);
+      r.begin = end;
+    }
   }
 }
 
+void ExpertsPlan::gather(const LinearKernels& kernels, const ExpertsArgs& args, const Chosen& c,
+                         int64_t done, GatheredRows& rows) const {
+  if (rows.chosen == &c && rows.done == done) return;
+  Scratch& mine = thread_scratch();
+  const PanelWeight& weight = *c.gate_up;
+  const int64_t k = weight.k_;
+  const int n = static_cast<int>(std::min(c.rows - done, kChunkRows));
+  const ExpertUse* uses = uses_.data() + c.first + done;
+  const float* x = args.x.row(uses[0].token);
+  int64_t stride = args.x.stride;
+  if (n > 1) {
+    auto* gathered =
+        reinterpret_cast<float*>(grow(mine.rows, static_cast<size_t>(n * k) * sizeof(float)));
+    for (int r = 0; r < n; ++r)
+      std::memcpy(gathered + r * k, args.x.row(uses[r].token), static_cast<size_t>(k) * 4);
+    x = gathered;
+    stride = k;
+  }
+  const unsigned forms = forms_of(kernels, weight.segments[0], weight.quantise_activations);
+  mine.prepared.reserve(forms, n, k);
+  mine.prepared.convert_all(kernels, x, stride, n);
+  rows = {&c, done, mine.prepared.view(x, stride, 0)};
+}
+
 void ExpertsPlan::gate_up_groups(const LinearKernels& kernels, const ExpertsArgs& args,
-                                 const Chosen& c, int64_t first_group, int64_t end_group) {
+                                 const Chosen& c, int64_t first_group, int64_t end_group,
+                                 GatheredRows& gathered) {
   Scratch& mine = thread_scratch();
   const PanelWeight& weight = *c.gate_up;
   const Segment& s = weight.segments[0];
-  const unsigned forms = forms_of(kernels, s, weight.quantise_activations);
   const int64_t k = weight.k_;
   for (int64_t done = 0; done < c.rows; done += kChunkRows) {
     const int rows = static_cast<int>(std::min(c.rows - done, kChunkRows));
-    const ExpertUse* uses = uses_.data() + c.first + done;
-    const float* x = args.x.row(uses[0].token);
-    int64_t stride = args.x.stride;
-    if (rows > 1) {
-      auto* gathered =
-          reinterpret_cast<float*>(grow(mine.rows, static_cast<size_t>(rows * k) * sizeof(float)));
-      for (int r = 0; r < rows; ++r)
-        std::memcpy(gathered + r * k, args.x.row(uses[r].token), static_cast<size_t>(k) * 4);
-      x = gathered;
-      stride = k;
-    }
-    mine.prepared.reserve(forms, rows, k);
-    mine.prepared.convert_all(kernels, x, stride, rows);
-    const XChunk chunk = mine.prepared.view(x, stride, 0);
+    gather(kernels, args, c, done, gathered);
+    const XChunk& chunk = gathered.x;
 
     auto* acc = reinterpret_cast<float*>(
         grow(mine.acc, static_cast<size_t>(2 * rows * kPanelColumns) * sizeof(float)));
@@ -151,13 +193,18 @@ void ExpertsPlan::convert_hidden(const LinearKernels& kernels, int thread, int t
 }
 
 void ExpertsPlan::down(const LinearKernels& kernels, const ExpertsArgs& args, int thread,
-                       int threads) const {
+                       int threads) {
+  for (WorkShares::Range r; !(r = down_shares_.take(thread, threads, down_piece_)).empty();)
+    down_columns(kernels, args, r.begin, r.end);
+}
+
+void ExpertsPlan::down_columns(const LinearKernels& kernels, const ExpertsArgs& args, int64_t first,
+                               int64_t end) const {
   Scratch& mine = thread_scratch();
   for (const Chosen& c : chosen_) {
     const PanelWeight& weight = *c.down;
     const Segment& s = weight.segments[0];
     const auto kernel = kernels.panel(s.dtypes[0], weight.quantise_activations);
-    const int64_t first = s.groups * thread / threads, end = s.groups * (thread + 1) / threads;
     for (int64_t done = 0; done < c.rows; done += kChunkRows) {
       const int rows = static_cast<int>(std::min(c.rows - done, kChunkRows));
       const XChunk chunk = prepared_hidden_.view(hidden_.as<float>() + (c.first + done) * width_,
@@ -186,6 +233,7 @@ void ExpertsPlan::run_tokens(const LinearKernels& kernels, const ExpertsArgs& ar
   grow(hidden_, static_cast<size_t>(uses * width_) * sizeof(float));
   prepared_hidden_.reserve(hidden_forms_, uses, width_);
   const int threads = pool.size();
+  share_work(threads);
   pool.run([&](int thread) {
     gate_up(kernels, args, thread, threads);
     pool.barrier();

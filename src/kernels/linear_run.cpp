@@ -6,6 +6,7 @@
 #include "kernels/dot_choice.h"
 #include "kernels/linear_internal.h"
 #include "kernels/prepared_rows.h"
+#include "kernels/work_shares.h"
 #include "platform/cpu.h"
 
 namespace capstan::kernels {
@@ -26,6 +27,9 @@ int64_t chunk_rows(const LinearKernels& kernels, unsigned forms, int64_t k) {
   const int64_t rows = kTallChunkBytes / row_bytes / kTallRows * kTallRows;
   return std::clamp(rows, kFewestChunkRows, kChunkRows);
 }
+
+// Groups of panels that a thread takes from its share at once, at most: what others may wait for.
+constexpr int64_t kMostGroups = 4;
 
 [[noreturn]] void die(const char* what) {
   std::fprintf(stderr, "linear: %s\n", what);
@@ -50,6 +54,7 @@ std::byte* scratch(AlignedBuffer& buffer, size_t bytes) {
 struct Scratch {
   PreparedRows rows;
   AlignedBuffer acc;
+  WorkShares shares{WorkShares::Order::kAscending};
 };
 Scratch& thread_scratch() {
   static thread_local Scratch s;
@@ -58,16 +63,23 @@ Scratch& thread_scratch() {
 
 class Product {
  public:
-  Product(const LinearKernels& kernels, const LinearArgs& args, const PanelWeight& weight)
-      : kernels_(kernels), args_(args), weight_(weight), shared_(thread_scratch().rows) {
+  Product(const LinearKernels& kernels, const LinearArgs& args, const PanelWeight& weight,
+          int threads)
+      : kernels_(kernels),
+        args_(args),
+        weight_(weight),
+        threads_(threads),
+        shared_(thread_scratch().rows),
+        shares_(thread_scratch().shares),
+        piece_(std::clamp<int64_t>(weight.groups / threads / 8, 1, kMostGroups)) {
     for (const Segment& s : weight.segments)
       x_forms_ |= forms_of(kernels, s, weight.quantise_activations);
     chunk_rows_ = chunk_rows(kernels, x_forms_, weight.k_);
     shared_.reserve(x_forms_, std::min(args.x.rows, chunk_rows_), weight.k_);
+    shares_.share(weight.groups, threads);
   }
 
   void work(int thread, platform::ThreadPool& pool) const {
-    const int threads = pool.size();
     const bool convert = needs_conversion(x_forms_);
     for (int64_t row = 0; row < args_.x.rows; row += chunk_rows_) {
       const int rows = static_cast<int>(std::min(args_.x.rows - row, chunk_rows_));
@@ -77,31 +89,32 @@ class Product {
         PreparedRows& mine = thread_scratch().rows;
         mine.reserve(x_forms_, 1, weight_.k_);
         mine.convert_all(kernels_, x, args_.x.stride, 1);
-        multiply(mine.view(x, args_.x.stride, 0), row, rows, thread, threads);
+        multiply(mine.view(x, args_.x.stride, 0), row, rows, thread);
         continue;
       }
-      if (convert) {
-        if (row != 0) pool.barrier();  // everybody has finished with the previous chunk
-        shared_.convert(kernels_, x, args_.x.stride, 0, rows, int64_t{rows} * thread / threads,
-                        int64_t{rows} * (thread + 1) / threads);
-        pool.barrier();
+      if (row != 0) {
+        pool.barrier();  // everybody has finished with the previous chunk
+        shares_.set_part(thread, weight_.groups, threads_);
       }
-      multiply(shared_.view(x, args_.x.stride, 0), row, rows, thread, threads);
+      if (convert)
+        shared_.convert(kernels_, x, args_.x.stride, 0, rows, int64_t{rows} * thread / threads_,
+                        int64_t{rows} * (thread + 1) / threads_);
+      if (convert || row != 0) pool.barrier();
+      multiply(shared_.view(x, args_.x.stride, 0), row, rows, thread);
     }
   }
 
  private:
-  // This thread's contiguous share of the groups, equal to within one panel.
-  void multiply(const XChunk& x, int64_t row, int rows, int thread, int threads) const {
+  void multiply(const XChunk& x, int64_t row, int rows, int thread) const {
     float* acc = reinterpret_cast<float*>(
         scratch(thread_scratch().acc, sizeof(float) * kPanelColumns * 2 * kChunkRows));
-    int64_t begin = weight_.groups * thread / threads;
-    int64_t end = weight_.groups * (thread + 1) / threads;
-    for (const Segment& s : weight_.segments) {
-      for (int64_t g = std::max<int64_t>(begin, 0); g < std::min(end, s.groups); ++g)
-        group(s, g, x, row, rows, acc);
-      begin -= s.groups;
-      end -= s.groups;
+    for (WorkShares::Range r; !(r = shares_.take(thread, threads_, piece_)).empty();) {
+      for (int64_t g = r.begin; g < r.end; ++g) {
+        int64_t i = g;
+        auto s = weight_.segments.begin();
+        for (; i >= s->groups; ++s) i -= s->groups;
+        group(*s, i, x, row, rows, acc);
+      }
     }
   }
 
@@ -134,7 +147,10 @@ class Product {
   const LinearKernels& kernels_;
   const LinearArgs& args_;
   const PanelWeight& weight_;
+  const int threads_;
   PreparedRows& shared_;
+  WorkShares& shares_;
+  const int64_t piece_;
   unsigned x_forms_ = 0;
   int64_t chunk_rows_ = kChunkRows;
 };
@@ -146,7 +162,7 @@ void run_linear_panels(const LinearKernels& kernels, const LinearArgs& args,
   const auto* weight = static_cast<const PanelWeight*>(args.weight);
   if (args.epilogue == Epilogue::kSwiGlu && !weight->swiglu_pair)
     die("kSwiGlu needs a weight packed as a gate/up pair");
-  const Product product(kernels, args, *weight);
+  const Product product(kernels, args, *weight, pool.size());
   pool.run([&](int thread) { product.work(thread, pool); });
 }
 

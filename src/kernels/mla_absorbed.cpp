@@ -84,9 +84,29 @@ void MlaAbsorbedPlan::run_rows(const MlaKernels& kernels, const MlaAttentionArgs
     if (serial) return f(0);
     pool.run(f);
   };
+  share_panels(int64_t{s.heads} * (mla_padded(s.rank) / kMlaColumns), threads);
   phase([&](int thread) { project(kernels, args, thread, threads); });
   phase([&](int thread) { attend(kernels, thread); });
+  share_panels(int64_t{s.heads} * (mla_padded(s.value_dim) / kMlaColumns), threads);
   phase([&](int thread) { expand(kernels, args, thread, threads); });
+}
+
+void MlaAbsorbedPlan::share_panels(int64_t panels, int threads) {
+  panel_shares_.share(panels, threads);
+  panel_piece_ = std::max<int64_t>(1, panels / threads / 8);
+}
+
+/// f(head, first panel, number) for what this thread takes of heads of `panels` panels each.
+template <class F>
+void MlaAbsorbedPlan::for_panels(int thread, int threads, int panels, F&& f) {
+  for (WorkShares::Range r; !(r = panel_shares_.take(thread, threads, panel_piece_)).empty();) {
+    while (r.begin < r.end) {
+      const int first = static_cast<int>(r.begin % panels);
+      const int count = static_cast<int>(std::min<int64_t>(panels - first, r.end - r.begin));
+      f(static_cast<int>(r.begin / panels), first, count);
+      r.begin += count;
+    }
+  }
 }
 
 void MlaAbsorbedPlan::lay_out(const MlaAttentionArgs& args, int threads) {
@@ -167,14 +187,10 @@ void MlaAbsorbedPlan::project(const MlaKernels& kernels, const MlaAttentionArgs&
   const float scale = args.scale * kLog2E;
   float* x = scratch_.as<float>() + scratch_floats_ * static_cast<size_t>(thread);
   const int panels = mla_padded(s.rank) / kMlaColumns;
-  const int64_t all = int64_t{s.heads} * panels;
-  const int64_t end = all * (thread + 1) / threads;
-  for (int64_t at = all * thread / threads; at < end;) {
-    const int head = static_cast<int>(at / panels);
+  for_panels(thread, threads, panels, [&](int head, int first, int count) {
     MlaProduct product;
-    product.first_panel = static_cast<int>(at % panels);
-    product.panels = static_cast<int>(std::min<int64_t>(panels - product.first_panel, end - at));
-    at += product.panels;
+    product.first_panel = first;
+    product.panels = count;
     for (int r = 0; r < rows_; ++r) {
       const float* from = args.q.row(batch_rows_[static_cast<size_t>(r)]) + head * s.query_dim();
       for (int i = 0; i < s.nope_dim; ++i) x[int64_t{r} * s.nope_dim + i] = from[i] * scale;
@@ -189,7 +205,7 @@ void MlaAbsorbedPlan::project(const MlaKernels& kernels, const MlaAttentionArgs&
     product.y_panel = kMlaColumns;
     product.scratch = x + int64_t{rows_} * s.nope_dim;
     kernels.product(product);
-    if (product.first_panel + product.panels < panels) continue;
+    if (first + count < panels) return;
     for (int r = 0; r < rows_; ++r) {  // behind the last panel, whose padding this overwrites
       const float* from =
           args.q.row(batch_rows_[static_cast<size_t>(r)]) + head * s.query_dim() + s.nope_dim;
@@ -197,7 +213,7 @@ void MlaAbsorbedPlan::project(const MlaKernels& kernels, const MlaAttentionArgs&
       for (int i = 0; i < s.rope_dim; ++i) to[i] = from[i] * scale;
       std::fill(to + s.rope_dim, out + r * product.y_row + stride, 0.0f);
     }
-  }
+  });
 }
 
 void MlaAbsorbedPlan::attend(const MlaKernels& kernels, int thread) {
@@ -245,14 +261,10 @@ void MlaAbsorbedPlan::expand(const MlaKernels& kernels, const MlaAttentionArgs& 
   const auto& projection = static_cast<const PackedMla&>(*args.projection);
   float* y = scratch_.as<float>() + scratch_floats_ * static_cast<size_t>(thread);
   const int panels = mla_padded(s.value_dim) / kMlaColumns;
-  const int64_t all = int64_t{s.heads} * panels;
-  const int64_t end = all * (thread + 1) / threads;
-  for (int64_t at = all * thread / threads; at < end;) {
-    const int head = static_cast<int>(at / panels);
+  for_panels(thread, threads, panels, [&](int head, int first, int count) {
     MlaProduct product;
-    product.first_panel = static_cast<int>(at % panels);
-    product.panels = static_cast<int>(std::min<int64_t>(panels - product.first_panel, end - at));
-    at += product.panels;
+    product.first_panel = first;
+    product.panels = count;
     product.x = u_.as<float>() + int64_t{head} * mla_padded(s.rank);
     product.x_stride = int64_t{s.heads} * mla_padded(s.rank);
     product.rows = rows_;
@@ -268,7 +280,7 @@ void MlaAbsorbedPlan::expand(const MlaKernels& kernels, const MlaAttentionArgs& 
       std::memcpy(args.out.row(batch_rows_[static_cast<size_t>(r)]) + head * s.value_dim + column,
                   y + r * product.y_row, sizeof(float) * static_cast<size_t>(columns));
     }
-  }
+  });
 }
 
 }  // namespace capstan::kernels

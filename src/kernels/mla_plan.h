@@ -11,6 +11,7 @@
 
 #include "kernels/mla_kernels.h"
 #include "kernels/ops.h"
+#include "kernels/work_shares.h"
 #include "platform/thread_pool.h"
 #include "tensor/tensor.h"
 
@@ -48,6 +49,9 @@ class MlaAbsorbedPlan {
   void run_rows(const MlaKernels& kernels, const MlaAttentionArgs& args,
                 platform::ThreadPool& pool);
   void lay_out(const MlaAttentionArgs& args, int threads);
+  void share_panels(int64_t panels, int threads);
+  template <class F>
+  void for_panels(int thread, int threads, int panels, F&& f);
   void project(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread, int threads);
   void attend(const MlaKernels& kernels, int thread);
   void attend_part(const MlaKernels& kernels, const Block& block, int part,
@@ -65,6 +69,8 @@ class MlaAbsorbedPlan {
   std::unique_ptr<std::atomic<int>[]> unfinished_;
   size_t unfinished_capacity_ = 0;
   std::atomic<int64_t> next_item_{0};
+  WorkShares panel_shares_{WorkShares::Order::kAscending};  // of a projection
+  int64_t panel_piece_ = 1;
 };
 
 /// The naive form, one sequence at a time, windows of kMlaSegment keys in ascending order:
