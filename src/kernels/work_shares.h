@@ -55,8 +55,8 @@ class WorkShares {
       while (begin_of(now) < end_of(now)) {
         const int64_t left = end_of(now) - begin_of(now);
         const int64_t n = i != 0 ? 1 : most < left ? most : left;
-        const uint64_t rest = front ? pack(begin_of(now) + n, end_of(now))
-                                    : pack(begin_of(now), end_of(now) - n);
+        const uint64_t rest =
+            front ? pack(begin_of(now) + n, end_of(now)) : pack(begin_of(now), end_of(now) - n);
         if (share.compare_exchange_weak(now, rest, std::memory_order_relaxed)) {
           return front ? Range{begin_of(now), begin_of(rest)} : Range{end_of(rest), end_of(now)};
         }
