@@ -100,8 +100,7 @@ void AttentionPlan::lay_out(const AttentionArgs& args, int threads) {
 }
 
 void AttentionPlan::share_items(int kv_heads, int threads) {
-  threads_ = threads;
-  shares_.reserve(threads);
+  shares_.set_threads(threads);
   int thread = 0;
   int64_t begin = 0, cost = 0;
   for (const Queries& q : queries_) {
@@ -182,7 +181,7 @@ void AttentionPlan::work(const CpuKernels& kernels, const AttentionArgs& args, i
   const AttentionScratch scratch(
       scratch_.as<float>() + static_cast<size_t>(thread) * scratch_floats_, max_rows_,
       args.kv.head_dim);
-  for (WorkShares::Range r; !(r = shares_.take(thread, threads_)).empty();)
+  for (WorkShares::Range r; !(r = shares_.take(thread)).empty();)
     compute(kernels, args, r.begin, scratch);
 }
 

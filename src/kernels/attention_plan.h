@@ -57,7 +57,6 @@ class AttentionPlan {
   size_t unfinished_capacity_ = 0;
   /// Later queries of a prompt see more keys, and long items should not come last.
   WorkShares shares_{WorkShares::Order::kDescending};
-  int threads_ = 0;
 };
 
 }  // namespace capstan::kernels

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/log.h"
-#include "kernels/avx2/linear_avx2.h"
+#include "kernels/avx2/linear_fp8.h"
 #include "kernels/avx512bf16/linear_bf16.h"
 #include "kernels/linear_internal.h"
 #include "platform/cpu.h"
@@ -45,7 +45,7 @@ class TimedKernel {
 };
 
 bool time_kernels() {
-  // Zeros: the instructions take as long whatever they multiply.
+  // Zeros: these instructions take as long whatever they multiply, but for denormals.
   const std::vector<std::byte> panel(quant::panel_bytes(DType::kF8E4M3, kK));
   const std::vector<float> x(static_cast<size_t>(kRows * kK));
   XChunk chunk;

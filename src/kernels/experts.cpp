@@ -100,7 +100,7 @@ void ExpertsPlan::share_work(int threads) {
     const Chosen& c = *(after - 1);
     return c.group + std::min((cost - c.begin + c.cost - 1) / c.cost, c.gate_up->groups);
   };
-  gate_up_shares_.reserve(threads);
+  gate_up_shares_.set_threads(threads);
   for (int t = 0; t < threads; ++t)
     gate_up_shares_.set(t, group_at(cost_ * t / threads), group_at(cost_ * (t + 1) / threads));
   down_shares_.share(columns, threads);
@@ -113,10 +113,9 @@ void ExpertsPlan::share_work(int threads) {
   down_piece_ = std::clamp<int64_t>(columns / threads / 4, 1, kMostColumnGroups);
 }
 
-void ExpertsPlan::gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread,
-                          int threads) {
+void ExpertsPlan::gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread) {
   GatheredRows rows;
-  for (WorkShares::Range r; !(r = gate_up_shares_.take(thread, threads, gate_up_piece_)).empty();) {
+  for (WorkShares::Range r; !(r = gate_up_shares_.take(thread, gate_up_piece_)).empty();) {
     while (r.begin < r.end) {
       const auto after = std::upper_bound(chosen_.begin(), chosen_.end(), r.begin,
                                           [](int64_t at, const Chosen& c) { return at < c.group; });
@@ -192,9 +191,8 @@ void ExpertsPlan::convert_hidden(const LinearKernels& kernels, int thread, int t
   }
 }
 
-void ExpertsPlan::down(const LinearKernels& kernels, const ExpertsArgs& args, int thread,
-                       int threads) {
-  for (WorkShares::Range r; !(r = down_shares_.take(thread, threads, down_piece_)).empty();)
+void ExpertsPlan::down(const LinearKernels& kernels, const ExpertsArgs& args, int thread) {
+  for (WorkShares::Range r; !(r = down_shares_.take(thread, down_piece_)).empty();)
     down_columns(kernels, args, r.begin, r.end);
 }
 
@@ -235,13 +233,13 @@ void ExpertsPlan::run_tokens(const LinearKernels& kernels, const ExpertsArgs& ar
   const int threads = pool.size();
   share_work(threads);
   pool.run([&](int thread) {
-    gate_up(kernels, args, thread, threads);
+    gate_up(kernels, args, thread);
     pool.barrier();
     if (needs_conversion(hidden_forms_)) {
       convert_hidden(kernels, thread, threads);
       pool.barrier();
     }
-    down(kernels, args, thread, threads);
+    down(kernels, args, thread);
   });
 }
 

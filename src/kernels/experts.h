@@ -54,13 +54,13 @@ class ExpertsPlan {
                   platform::ThreadPool& pool);
   void sort_by_expert(const ExpertsArgs& args);
   void share_work(int threads);
-  void gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread, int threads);
+  void gate_up(const LinearKernels& kernels, const ExpertsArgs& args, int thread);
   void gather(const LinearKernels& kernels, const ExpertsArgs& args, const Chosen& chosen,
               int64_t done, GatheredRows& rows) const;
   void gate_up_groups(const LinearKernels& kernels, const ExpertsArgs& args, const Chosen& chosen,
                       int64_t first_group, int64_t end_group, GatheredRows& rows);
   void convert_hidden(const LinearKernels& kernels, int thread, int threads);
-  void down(const LinearKernels& kernels, const ExpertsArgs& args, int thread, int threads);
+  void down(const LinearKernels& kernels, const ExpertsArgs& args, int thread);
   void down_columns(const LinearKernels& kernels, const ExpertsArgs& args, int64_t first_group,
                     int64_t end_group) const;
 

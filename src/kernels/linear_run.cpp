@@ -94,7 +94,7 @@ class Product {
       }
       if (row != 0) {
         pool.barrier();  // everybody has finished with the previous chunk
-        shares_.set_part(thread, weight_.groups, threads_);
+        shares_.set_part(thread, weight_.groups);
       }
       if (convert)
         shared_.convert(kernels_, x, args_.x.stride, 0, rows, int64_t{rows} * thread / threads_,
@@ -108,7 +108,7 @@ class Product {
   void multiply(const XChunk& x, int64_t row, int rows, int thread) const {
     float* acc = reinterpret_cast<float*>(
         scratch(thread_scratch().acc, sizeof(float) * kPanelColumns * 2 * kChunkRows));
-    for (WorkShares::Range r; !(r = shares_.take(thread, threads_, piece_)).empty();) {
+    for (WorkShares::Range r; !(r = shares_.take(thread, piece_)).empty();) {
       for (int64_t g = r.begin; g < r.end; ++g) {
         int64_t i = g;
         auto s = weight_.segments.begin();

@@ -85,10 +85,10 @@ void MlaAbsorbedPlan::run_rows(const MlaKernels& kernels, const MlaAttentionArgs
     pool.run(f);
   };
   share_panels(int64_t{s.heads} * (mla_padded(s.rank) / kMlaColumns), threads);
-  phase([&](int thread) { project(kernels, args, thread, threads); });
+  phase([&](int thread) { project(kernels, args, thread); });
   phase([&](int thread) { attend(kernels, thread); });
   share_panels(int64_t{s.heads} * (mla_padded(s.value_dim) / kMlaColumns), threads);
-  phase([&](int thread) { expand(kernels, args, thread, threads); });
+  phase([&](int thread) { expand(kernels, args, thread); });
 }
 
 void MlaAbsorbedPlan::share_panels(int64_t panels, int threads) {
@@ -98,8 +98,8 @@ void MlaAbsorbedPlan::share_panels(int64_t panels, int threads) {
 
 /// f(head, first panel, number) for what this thread takes of heads of `panels` panels each.
 template <class F>
-void MlaAbsorbedPlan::for_panels(int thread, int threads, int panels, F&& f) {
-  for (WorkShares::Range r; !(r = panel_shares_.take(thread, threads, panel_piece_)).empty();) {
+void MlaAbsorbedPlan::for_panels(int thread, int panels, F&& f) {
+  for (WorkShares::Range r; !(r = panel_shares_.take(thread, panel_piece_)).empty();) {
     while (r.begin < r.end) {
       const int first = static_cast<int>(r.begin % panels);
       const int count = static_cast<int>(std::min<int64_t>(panels - first, r.end - r.begin));
@@ -179,15 +179,14 @@ void MlaAbsorbedPlan::lay_out(const MlaAttentionArgs& args, int threads) {
   next_item_.store(0, std::memory_order_relaxed);
 }
 
-void MlaAbsorbedPlan::project(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread,
-                              int threads) {
+void MlaAbsorbedPlan::project(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread) {
   const MlaShape& s = args.shape;
   const auto& projection = static_cast<const PackedMla&>(*args.projection);
   const int stride = mla_padded(s.cache_dim());
   const float scale = args.scale * kLog2E;
   float* x = scratch_.as<float>() + scratch_floats_ * static_cast<size_t>(thread);
   const int panels = mla_padded(s.rank) / kMlaColumns;
-  for_panels(thread, threads, panels, [&](int head, int first, int count) {
+  for_panels(thread, panels, [&](int head, int first, int count) {
     MlaProduct product;
     product.first_panel = first;
     product.panels = count;
@@ -255,13 +254,12 @@ void MlaAbsorbedPlan::attend_part(const MlaKernels& kernels, const Block& b, int
   kernels.finish(b.block, states);
 }
 
-void MlaAbsorbedPlan::expand(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread,
-                             int threads) {
+void MlaAbsorbedPlan::expand(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread) {
   const MlaShape& s = args.shape;
   const auto& projection = static_cast<const PackedMla&>(*args.projection);
   float* y = scratch_.as<float>() + scratch_floats_ * static_cast<size_t>(thread);
   const int panels = mla_padded(s.value_dim) / kMlaColumns;
-  for_panels(thread, threads, panels, [&](int head, int first, int count) {
+  for_panels(thread, panels, [&](int head, int first, int count) {
     MlaProduct product;
     product.first_panel = first;
     product.panels = count;

@@ -51,12 +51,12 @@ class MlaAbsorbedPlan {
   void lay_out(const MlaAttentionArgs& args, int threads);
   void share_panels(int64_t panels, int threads);
   template <class F>
-  void for_panels(int thread, int threads, int panels, F&& f);
-  void project(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread, int threads);
+  void for_panels(int thread, int panels, F&& f);
+  void project(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread);
   void attend(const MlaKernels& kernels, int thread);
   void attend_part(const MlaKernels& kernels, const Block& block, int part,
                    const MlaScratch& scratch);
-  void expand(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread, int threads);
+  void expand(const MlaKernels& kernels, const MlaAttentionArgs& args, int thread);
 
   std::vector<Piece> pieces_;
   std::vector<int64_t> batch_rows_;  // of q and out, per row of the run

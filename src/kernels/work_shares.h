@@ -3,7 +3,8 @@
 // So a thread whose core is slower, or shared with another process, is not waited for longer than
 // one piece takes. Two Zen 3 threads, a busy loop of another process on one of their cores, fixed
 // shares and these: R1-Distill-1.5B's matrices, 32 rows, Q4_K 65 and 137 GMAC/s, Q8_0 60 and 92;
-// V2-Lite's experts in FP8, one token 7.6 and 16.9. Nothing else running: the same to within 3%.
+// V2-Lite's experts in FP8, one token 7.6 and 16.9. Without that loop no slower, as far as a noisy
+// machine shows.
 #pragma once
 
 #include <atomic>
@@ -18,8 +19,9 @@ class WorkShares {
   enum class Order { kAscending, kDescending };
   explicit WorkShares(Order order) : order_(order) {}
 
-  /// Room for so many threads; what shares held is forgotten when it grows.
-  void reserve(int threads) {
+  /// From here on among so many threads; each has to be given its share before any takes.
+  void set_threads(int threads) {
+    threads_ = threads;
     if (threads <= capacity_) return;
     capacity_ = threads;
     shares_ = std::make_unique<Share[]>(static_cast<size_t>(threads));
@@ -32,13 +34,13 @@ class WorkShares {
   }
 
   /// Thread `thread`'s part of [0, items), equal to within one item.
-  void set_part(int thread, int64_t items, int threads) {
-    set(thread, items * thread / threads, items * (thread + 1) / threads);
+  void set_part(int thread, int64_t items) {
+    set(thread, items * thread / threads_, items * (thread + 1) / threads_);
   }
   /// All threads' parts.
   void share(int64_t items, int threads) {
-    reserve(threads);
-    for (int t = 0; t < threads; ++t) set_part(t, items, threads);
+    set_threads(threads);
+    for (int t = 0; t < threads; ++t) set_part(t, items);
   }
 
   struct Range {
@@ -47,9 +49,9 @@ class WorkShares {
   };
   /// Up to `most` items of the thread's own share or, once that is empty, one of another's. Empty:
   /// all are taken. Orders nothing: what items read and write is ordered by the pool's joins.
-  Range take(int thread, int threads, int64_t most = 1) {
-    for (int i = 0; i < threads; ++i) {
-      std::atomic<uint64_t>& share = shares_[(thread + i) % threads].items;
+  Range take(int thread, int64_t most = 1) {
+    for (int i = 0; i < threads_; ++i) {
+      std::atomic<uint64_t>& share = shares_[(thread + i) % threads_].items;
       const bool front = (order_ == Order::kAscending) == (i == 0);
       uint64_t now = share.load(std::memory_order_relaxed);
       while (begin_of(now) < end_of(now)) {
@@ -80,7 +82,7 @@ class WorkShares {
 
   Order order_;
   std::unique_ptr<Share[]> shares_;
-  int capacity_ = 0;
+  int threads_ = 0, capacity_ = 0;
 };
 
 }  // namespace capstan::kernels

@@ -1,7 +1,7 @@
 // linear() on F8_E4M3 weights with block scales.
 #include <gtest/gtest.h>
 
-#include "kernels/avx2/linear_avx2.h"
+#include "kernels/avx2/linear_fp8.h"
 #include "kernels/fp8_fixture.h"
 #include "platform/cpu.h"
 

@@ -12,33 +12,32 @@ namespace {
 
 using Order = WorkShares::Order;
 
-std::vector<int64_t> firsts(WorkShares& shares, int thread, int threads, int64_t most) {
+std::vector<int64_t> firsts(WorkShares& shares, int thread, int64_t most) {
   std::vector<int64_t> begins;
-  for (WorkShares::Range r; !(r = shares.take(thread, threads, most)).empty();)
-    begins.push_back(r.begin);
+  for (WorkShares::Range r; !(r = shares.take(thread, most)).empty();) begins.push_back(r.begin);
   return begins;
 }
 
 TEST(WorkShares, OwnShareInOrderThenTheFarEndsOfOthers) {
   WorkShares up(Order::kAscending), down(Order::kDescending);
   up.share(10, 2);
-  EXPECT_EQ(firsts(up, 0, 2, 2), (std::vector<int64_t>{0, 2, 4, 9, 8, 7, 6, 5}));
-  EXPECT_TRUE(up.take(1, 2).empty());
+  EXPECT_EQ(firsts(up, 0, 2), (std::vector<int64_t>{0, 2, 4, 9, 8, 7, 6, 5}));
+  EXPECT_TRUE(up.take(1).empty());
   down.share(10, 2);
-  EXPECT_EQ(firsts(down, 0, 2, 1), (std::vector<int64_t>{4, 3, 2, 1, 0, 5, 6, 7, 8, 9}));
-  EXPECT_TRUE(down.take(1, 2).empty());
+  EXPECT_EQ(firsts(down, 0, 1), (std::vector<int64_t>{4, 3, 2, 1, 0, 5, 6, 7, 8, 9}));
+  EXPECT_TRUE(down.take(1).empty());
 }
 
 TEST(WorkShares, PiecesAreNoLargerThanAskedForAndOneOfAnothers) {
   WorkShares shares(Order::kAscending);
   shares.share(7, 2);  // 3 and 4
-  WorkShares::Range r = shares.take(1, 2, 3);
+  WorkShares::Range r = shares.take(1, 3);
   EXPECT_EQ(r.begin, 3);
   EXPECT_EQ(r.end, 6);
-  r = shares.take(1, 2, 3);
+  r = shares.take(1, 3);
   EXPECT_EQ(r.begin, 6);
   EXPECT_EQ(r.end, 7);
-  r = shares.take(1, 2, 3);
+  r = shares.take(1, 3);
   EXPECT_EQ(r.begin, 2);
   EXPECT_EQ(r.end, 3);
 }
@@ -48,7 +47,7 @@ TEST(WorkShares, FewerItemsThanThreads) {
   for (int64_t items : {0, 1, 3}) {
     shares.share(items, 8);
     int64_t taken = 0;
-    for (WorkShares::Range r; !(r = shares.take(5, 8, 4)).empty();) taken += r.end - r.begin;
+    for (WorkShares::Range r; !(r = shares.take(5, 4)).empty();) taken += r.end - r.begin;
     EXPECT_EQ(taken, items);
   }
 }
@@ -68,7 +67,7 @@ TEST(WorkShares, EveryItemIsTakenOnceByThreadsInARace) {
           ready.fetch_add(1);
           while (ready.load() < kThreads) std::this_thread::yield();
           // Shares of unequal use: who takes less at a time is overtaken.
-          for (WorkShares::Range r; !(r = shares.take(t, kThreads, 1 + 3 * t)).empty();) {
+          for (WorkShares::Range r; !(r = shares.take(t, 1 + 3 * t)).empty();) {
             for (int64_t i = r.begin; i < r.end; ++i) taken[static_cast<size_t>(i)].fetch_add(1);
           }
         });

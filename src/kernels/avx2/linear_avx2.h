@@ -12,12 +12,6 @@ PanelKernel quantised_panel_kernel(DType dtype);
 /// Block-quantised weights with float32 activations.
 PanelKernel widened_panel_kernel(DType dtype);
 
-/// F8_E4M3 with block scales; activations as kXScaled. Two ways to widen codes, the same bits:
-/// fp8_halves_pay() (dot_choice.h) tells which is faster.
-void fp8_panel_shifted(const std::byte* panel, int64_t k, const XChunk& chunk, int rows,
-                       float* acc);
-void fp8_panel_halves(const std::byte* panel, int64_t k, const XChunk& chunk, int rows, float* acc);
-
 void quantise_int8(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void quantise_paired(const float* x, int64_t stride, int64_t k, int rows, std::byte* out);
 void scale_rows(const float* x, int64_t stride, int64_t k, int rows, float* out);

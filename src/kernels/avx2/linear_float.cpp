@@ -1,6 +1,7 @@
 // Panels of float weights, and of block-quantised weights widened to float, times float32
 // activations.
 #include "kernels/avx2/linear_formats.h"
+#include "kernels/avx2/linear_fp8.h"
 #include "kernels/dot_choice.h"
 
 namespace capstan::kernels::avx2 {

@@ -15,6 +15,8 @@
 //
 // Each block of 128 along k is summed from zero in ascending order, then added to the output by one
 // FMA with its scale: the same sequence for every number of rows.
+#include "kernels/avx2/linear_fp8.h"
+
 #include <xmmintrin.h>
 
 #include <algorithm>

@@ -192,7 +192,7 @@ constexpr int64_t kAhead = 1024;
 class NextPiece {
  public:
   NextPiece(const std::byte* next, int64_t bytes, int rows)
-      : at_(next), end_(next + bytes), share_((bytes / (rows / 4) + 127) / 64 * 64) {}
+      : at_(next), end_(next + bytes), share_((bytes / std::max(rows / 4, 1) + 127) / 64 * 64) {}
   void fetch_share() {
     for (const std::byte* end = std::min(end_, at_ + share_); at_ < end; at_ += 64)
       _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
@@ -375,11 +375,11 @@ void byte_panel(const std::byte* panel, int64_t k, const XChunk& chunk, int rows
     const std::byte* tile = chunk.paired;
     const std::byte* piece = panel + b * kByteBlock;
     const bool first = b == 0;
-    NextPiece next(piece + n * kByteBlock, n * kByteBlock, std::max(rows, 4));
+    NextPiece next(piece + n * kByteBlock, rows > kTileRows ? n * kByteBlock : 0, rows);
     float* out = acc;
     int left = rows;
     for (; left >= 4; left -= 4, out += 4 * kPanelColumns, tile += 4 * blocks * kXRecord) {
-      if (rows > kTileRows) next.fetch_share();
+      next.fetch_share();
       byte_tile4(piece, n, tile + b * 4 * kXRecord, out);
     }
     if (left == 3) byte_tile<3>(piece, n, tile + b * 3 * kXRecord, first, out);
