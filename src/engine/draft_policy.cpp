@@ -1,6 +1,7 @@
 #include "engine/draft_policy.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace capstan::engine {
 
@@ -23,6 +24,18 @@ double DraftPolicy::prompt_share() const {
   constexpr double kSettled = 5;  // seconds of decoding before which a prompt says little
   if (followed_rows_ == 0) return 0;
   return 2 * followed_seconds_ / followed_rows_ * prompt_rows_ / (decode_seconds_ + kSettled);
+}
+
+bool DraftPolicy::hopeless(int held, int judged) const {
+  constexpr double kChance = 0.05;
+  const double p = std::min(needed_, kMostAsked);
+  if (p <= 0) return false;
+  double term = std::pow(1 - p, judged), chance = term;  // of none, of at most `held`
+  for (int i = 0; i < held; ++i) {
+    term *= (judged - i) / (i + 1.0) * p / (1 - p);
+    chance += term;
+  }
+  return chance < kChance;
 }
 
 /// A trial that went well is paid by the drafts that follow, and the next text may be like it.

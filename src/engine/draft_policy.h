@@ -8,6 +8,8 @@
 // none, drafts rest. Pure: all times are arguments.
 #pragma once
 
+#include <algorithm>
+
 #include "engine/draft_depth.h"
 
 namespace capstan::engine {
@@ -38,13 +40,17 @@ class DraftPolicy {
   bool joins(double acceptance) const { return !rests() && acceptance >= needed_; }
   /// Whether to follow one no longer. Between the two limits all stays as it is.
   bool leaves(double acceptance) const {
-    return !cheap_ && (rests() || idle_ >= kPatience || acceptance < kLeave * needed_);
+    if (cheap_) return acceptance < kLeave * std::min(needed_, kMostAsked);
+    return rests() || idle_ >= kPatience || acceptance < kLeave * needed_;
   }
   /// No drafts are made, and nobody is tried.
   bool rests() const { return rest_ > 0; }
   bool trial_due() const { return !rests() && credit_ >= 0; }
   /// Steps that a trial waits for a text that begins, before it takes one that runs.
   bool trial_waited() const { return waited_ >= kTrialWaits; }
+  /// Of `judged` drafts so few held that the rest of a trial would change nothing: were they as
+  /// good as they must be, that would be the chance of one in twenty.
+  bool hopeless(int held, int judged) const;
   void trial_ended(double acceptance);
   void step_took(const DraftDepth& depth, const Took& step);
 
@@ -53,6 +59,8 @@ class DraftPolicy {
 
  private:
   static constexpr int kTrialWaits = 64;  // steps
+  // Where more is needed than that, less is still worth knowing: the load may fall.
+  static constexpr double kMostAsked = 0.6;
   static constexpr double kLeave = 0.9;
   static constexpr int kPatience = 8;  // steps of keeping rows for nothing
   // Steps of a rest. It begins when drafts lost the time of some plain steps, more where they had

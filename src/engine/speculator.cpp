@@ -85,7 +85,7 @@ void Speculator::wrote(RequestId id, std::span<const OutputToken> tokens) {
   }
   text->expected.clear();
   took_.tokens += static_cast<int>(tokens.size());
-  if (judged_ >= kTrialDrafts) end_trial(id, *text);
+  if (trial_ == id && (judged_ >= kTrialDrafts || hopeless(*text))) end_trial(id, *text);
   written_.clear();
   for (const OutputToken& token : tokens) written_.push_back(token.token);
   source_->append(id, written_);
@@ -163,6 +163,8 @@ void Speculator::follow_all(const scheduler::StepPlan& plan) {
 /// Whether drafts would pay for those together that could be followed: a few of many may be too few
 /// to share the cost of a pass.
 bool Speculator::enough_to_follow(const scheduler::StepPlan& plan) {
+  // On a mere guess nobody is followed but the first trial.
+  if (all_.tried[Draft::kOfLayer] < kGuessWeighs) return false;
   if (!depth_.times().known(took_.load)) return true;  // to be seen
   candidates_.clear();
   for (const scheduler::PlanItem& item : plan.items) {
@@ -240,6 +242,11 @@ void Speculator::try_out(RequestId id, Text& text) {
   text.record = {};
   all_.limit(Draft::kOfLayer, 2 * kTrialDrafts);
   if (!text.followed) follow(id, text, true, kTrialContext);
+}
+
+/// Whether the trial of a text need not go on.
+bool Speculator::hopeless(const Text& text) const {
+  return policy_.hopeless(static_cast<int>(text.record.held[Draft::kOfLayer]), judged_);
 }
 
 void Speculator::end_trial(RequestId id, const Text& text) {

@@ -68,6 +68,7 @@ class Speculator {
   void choose_links(const scheduler::StepPlan& plan);
   void follow(RequestId id, Text& text, bool on, int32_t context);
   void try_out(RequestId id, Text& text);
+  bool hopeless(const Text& text) const;
   void end_trial(RequestId id, const Text& text);
   double general(int evidence) const;
   double acceptance(const Text& text, int evidence) const;

@@ -72,6 +72,43 @@ TEST(DraftPolicy, ThatHoldsForAModelOf61LayersToo) {
   }
 }
 
+// Nothing is known at the start, and what is learnt there must be cheap too: a server's first three
+// answers of 64 tokens, where a pass of the layer takes a third of a step.
+TEST(DraftPolicy, LearningThatNothingHoldsIsCheap) {
+  SimulatedCosts costs = dear_costs();
+  costs.draft = [](int texts) { return 0.014 + 0.001 * texts; };
+  for (const int clients : {1, 2, 4, 8, 16}) {
+    for (const double holds : {0.0, 0.2, 0.4}) {
+      DraftSimulation sim(costs), plain(costs, false);
+      sim.acceptance = always(holds);
+      sim.serve(clients, 3 * 64, 64);
+      plain.serve(clients, 3 * 64, 64);
+      const Figures f = sim.figures();
+      EXPECT_GE(f.passes, 4) << "nothing was learnt";
+      EXPECT_GT(f.speed(), (holds == 0 ? 0.985 : 0.975) * plain.figures().speed())
+          << clients << " texts, " << holds;
+    }
+  }
+}
+
+// A few drafts that fail end a trial, a few that hold do not decide it.
+TEST(DraftPolicy, HopelessMeansUnlikelyWithDraftsThatPay) {
+  DraftDepth depth(true);
+  for (int i = 0; i < 4; ++i) {
+    depth.observe(1, 0, 1.0);
+    depth.observe(2, 0, 1.3);
+    depth.observe(4, 0, 1.9);
+  }
+  DraftPolicy policy(3);
+  EXPECT_FALSE(policy.hopeless(0, 16)) << "while it is not known what is needed";
+  policy.begin_step(depth, 1, 1);  // 1.15 * 1.3: half of the drafts must hold
+  EXPECT_FALSE(policy.hopeless(0, 4)) << "0.505^4 = 0.065";
+  EXPECT_TRUE(policy.hopeless(0, 5));
+  EXPECT_FALSE(policy.hopeless(1, 7)) << "0.505^7 + 7 * 0.495 * 0.505^6 = 0.066";
+  EXPECT_TRUE(policy.hopeless(1, 8)) << "0.037";
+  EXPECT_FALSE(policy.hopeless(8, 16));
+}
+
 // Where drafts hold about as often as they must, they are made or not, but little is lost.
 TEST(DraftPolicy, DraftsThatHardlyPayCostLittle) {
   for (const SimulatedCosts& costs : {dear_costs(), costs_of(8, 6), costs_of(8, 20)}) {
