@@ -40,7 +40,7 @@ class DraftPolicy {
   bool joins(double acceptance) const { return !rests() && acceptance >= needed_; }
   /// Whether to follow one no longer. Between the two limits all stays as it is.
   bool leaves(double acceptance) const {
-    if (cheap_) return acceptance < kLeave * std::min(needed_, kMostAsked);
+    if (cheap_) return acceptance < kLeave * std::min(needed_, kWorthKeeping);
     return rests() || idle_ >= kPatience || acceptance < kLeave * needed_;
   }
   /// No drafts are made, and nobody is tried.
@@ -59,8 +59,9 @@ class DraftPolicy {
 
  private:
   static constexpr int kTrialWaits = 64;  // steps
-  // Where more is needed than that, less is still worth knowing: the load may fall.
-  static constexpr double kMostAsked = 0.6;
+  static constexpr double kMostAsked = 0.9;  // of a trial's drafts, whatever is needed
+  // Where more is needed than that, rows of a text that is good enough for a lower load are kept.
+  static constexpr double kWorthKeeping = 0.6;
   static constexpr double kLeave = 0.9;
   static constexpr int kPatience = 8;  // steps of keeping rows for nothing
   // Steps of a rest. It begins when drafts lost the time of some plain steps, more where they had

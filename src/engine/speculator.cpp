@@ -18,7 +18,7 @@ constexpr float kAllRemember = 512;
 constexpr int32_t kWholePrompt = std::numeric_limits<int32_t>::max();
 // A text that is only tried: after so many drafts it is known whether they hold, and so much of its
 // prompt is context enough.
-constexpr int kTrialDrafts = 16;
+constexpr int kTrialDrafts = 16, kFirstLook = 2;
 constexpr int32_t kTrialContext = 512;
 
 }  // namespace
@@ -163,8 +163,7 @@ void Speculator::follow_all(const scheduler::StepPlan& plan) {
 /// Whether drafts would pay for those together that could be followed: a few of many may be too few
 /// to share the cost of a pass.
 bool Speculator::enough_to_follow(const scheduler::StepPlan& plan) {
-  // On a mere guess nobody is followed but the first trial.
-  if (all_.tried[Draft::kOfLayer] < kGuessWeighs) return false;
+  if (!tried_) return false;  // on a mere guess nobody is followed
   if (!depth_.times().known(took_.load)) return true;  // to be seen
   candidates_.clear();
   for (const scheduler::PlanItem& item : plan.items) {
@@ -244,8 +243,10 @@ void Speculator::try_out(RequestId id, Text& text) {
   if (!text.followed) follow(id, text, true, kTrialContext);
 }
 
-/// Whether the trial of a text need not go on.
+/// Whether the trial of a text need not go on. The first one is made before its time is earned: as
+/// soon as times are known it goes on only where drafts are likely to pay.
 bool Speculator::hopeless(const Text& text) const {
+  if (!tried_ && judged_ >= kFirstLook && !policy_.joins(general(Draft::kOfLayer))) return true;
   return policy_.hopeless(static_cast<int>(text.record.held[Draft::kOfLayer]), judged_);
 }
 
@@ -253,6 +254,7 @@ void Speculator::end_trial(RequestId id, const Text& text) {
   if (trial_ != id) return;
   policy_.trial_ended(acceptance(text, Draft::kOfLayer));
   trial_.reset();
+  tried_ |= judged_ > 0;
   judged_ = 0;
 }
 

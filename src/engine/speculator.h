@@ -81,7 +81,8 @@ class Speculator {
   std::unordered_map<RequestId, Text> texts_;
   Record all_;
   std::optional<RequestId> trial_;
-  int judged_ = 0;  // drafts of the trial
+  int judged_ = 0;      // drafts of the trial
+  bool tried_ = false;  // there was a trial
   DraftPolicy::Took took_;
   bool step_began_ = false;
   std::vector<int32_t> rows_;
