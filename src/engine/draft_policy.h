@@ -58,7 +58,7 @@ class DraftPolicy {
   const StepTimes& pass() const { return pass_; }
 
  private:
-  static constexpr int kTrialWaits = 64;  // steps
+  static constexpr int kTrialWaits = 64;     // steps
   static constexpr double kMostAsked = 0.9;  // of a trial's drafts, whatever is needed
   // Where more is needed than that, rows of a text that is good enough for a lower load are kept.
   static constexpr double kWorthKeeping = 0.6;
