@@ -74,10 +74,19 @@ TEST(EngineControl, CancelStormLeavesNoPages) {
 }
 
 TEST(EngineControl, CancelAllEndsEverything) {
-  Harness h;
+  Gate gate;  // else the first could have ended before
+  NullModelOptions model;
+  model.before_forward = [&](const model::ForwardBatch&) {
+    gate.pass();
+    return Status();
+  };
+  Harness h(small_config(), model);
+  gate.close();
   std::vector<Output*> outs;
   for (uint32_t i = 0; i < 10; ++i) outs.push_back(&h.submit(greedy(prompt_of(30, i), 100000)));
+  gate.wait_for_visitor();
   h.engine().cancel_all("the administrator asked for it");
+  gate.open();
   for (Output* out : outs) {
     out->wait();
     EXPECT_EQ(out->finish(), FinishKind::kAbort);
