@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <stdexcept>
 #include <thread>
@@ -248,8 +249,13 @@ TEST(EngineControl, DrainRefusesNewAndFinishesOld) {
 
 TEST(EngineControl, StoppingEndsLiveRequests) {
   Output out;
+  NullModelOptions model;
+  model.before_forward = [](const model::ForwardBatch&) {  // else it could end before
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return Status();
+  };
   {
-    Harness h;
+    Harness h(small_config(), model);
     h.submit_to(out, greedy(prompt_of(10, 1), 1000000));
   }
   EXPECT_EQ(out.finish(), FinishKind::kAbort);
