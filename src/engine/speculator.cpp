@@ -163,7 +163,8 @@ void Speculator::follow_all(const scheduler::StepPlan& plan) {
 /// Whether drafts would pay for those together that could be followed: a few of many may be too few
 /// to share the cost of a pass.
 bool Speculator::enough_to_follow(const scheduler::StepPlan& plan) {
-  if (!tried_) return false;                           // on a mere guess nobody is followed
+  // On a mere guess nobody is followed.
+  if (!tried_) return false;
   if (!depth_.times().known(took_.load)) return true;  // to be seen
   candidates_.clear();
   for (const scheduler::PlanItem& item : plan.items) {
