@@ -13,13 +13,19 @@
 namespace capstan::engine {
 namespace {
 
-TEST(EngineControl, CancelledRequestsEndOnceAndFreeEverything) {
-  Gate gate;
+/// A model whose passes wait at the gate.
+NullModelOptions gated(Gate& gate) {
   NullModelOptions model;
   model.before_forward = [&](const model::ForwardBatch&) {
     gate.pass();
     return Status();
   };
+  return model;
+}
+
+TEST(EngineControl, CancelledRequestsEndOnceAndFreeEverything) {
+  Gate gate;
+  const NullModelOptions model = gated(gate);
   EngineConfig config = small_config();
   config.scheduler.max_running_requests = 2;
   Harness h(config, model);
@@ -76,11 +82,7 @@ TEST(EngineControl, CancelStormLeavesNoPages) {
 
 TEST(EngineControl, CancelAllEndsEverything) {
   Gate gate;  // else the first could have ended before
-  NullModelOptions model;
-  model.before_forward = [&](const model::ForwardBatch&) {
-    gate.pass();
-    return Status();
-  };
+  const NullModelOptions model = gated(gate);
   Harness h(small_config(), model);
   gate.close();
   std::vector<Output*> outs;
@@ -98,11 +100,7 @@ TEST(EngineControl, CancelAllEndsEverything) {
 
 TEST(EngineControl, QueueLimitRefusesButNotProbes) {
   Gate gate;
-  NullModelOptions model;
-  model.before_forward = [&](const model::ForwardBatch&) {
-    gate.pass();
-    return Status();
-  };
+  const NullModelOptions model = gated(gate);
   EngineConfig config = small_config();
   config.scheduler.max_running_requests = 1;
   config.scheduler.max_queued_requests = 1;
@@ -228,11 +226,7 @@ TEST(EngineControl, NotANumberAbortsOnlyItsRequest) {
 
 TEST(EngineControl, DrainRefusesNewAndFinishesOld) {
   Gate gate;
-  NullModelOptions model;
-  model.before_forward = [&](const model::ForwardBatch&) {
-    gate.pass();
-    return Status();
-  };
+  const NullModelOptions model = gated(gate);
   Harness h(small_config(), model);
   gate.close();
   Output& old = h.submit(greedy(prompt_of(5, 1), 25));
@@ -349,11 +343,7 @@ TEST(EngineControl, SiblingsShareThePrefill) {
 
 TEST(EngineControl, WatchdogReportsAStuckStep) {
   Gate gate;
-  NullModelOptions model;
-  model.before_forward = [&](const model::ForwardBatch&) {
-    gate.pass();
-    return Status();
-  };
+  const NullModelOptions model = gated(gate);
   std::promise<std::string> fatal;
   EngineConfig config = small_config();
   config.watchdog_timeout = 0.02;
